@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Builds libqcow2.a (the engine, qcow2/) and nbdkit-qcow2-plugin.so, installs
+# and tests them.  `make help` lists what there is to make.
+#
+# Objects of different compilers or flags never meet: each VARIANT has its
+# own build directory, and every object depends on a record of the command
+# line that made it.
+
+VERSION := 0.1.0
+
+CFLAGS  ?= -O2 -g
+WITHOUT ?=
+WERROR  ?= $(if $(wildcard .git),1,0)
+V       ?= 0
+Q       := $(if $(filter 0,$(V)),@)
+
+# The default variant is built in build/ and its plugin put at the top;
+# every other one lives in build/VARIANT alone.
+VARIANT ?=
+BUILD   ?= build$(if $(VARIANT),/$(VARIANT))
+NAME    := nbdkit-qcow2-plugin
+PLUGIN  := $(if $(filter-out build,$(BUILD)),$(BUILD)/)$(NAME).so
+
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.SECONDARY:
+.SUFFIXES:
+.PHONY: FORCE help all test-programs install uninstall clean format \
+	deps demo serve check run-tests check-sanitize check-thread \
+	check-valgrind bench
+
+# ---- libraries ------------------------------------------------------------
+
+PKG_CONFIG ?= pkg-config
+REQUIRED   := nbdkit zlib jansson
+OPTIONAL   := $(filter-out $(WITHOUT),libdeflate libisal libzstd)
+NEED_NBDKIT := 1.32
+
+has      = $(shell $(PKG_CONFIG) --exists '$(1)' 2>/dev/null && echo '$(1)')
+FOUND   := $(strip $(foreach lib,$(OPTIONAL),$(call has,$(lib))))
+DEFINES := $(if $(filter libdeflate,$(FOUND)),-DHAVE_LIBDEFLATE) \
+	   $(if $(filter libisal,$(FOUND)),-DHAVE_ISAL) \
+	   $(if $(filter libzstd,$(FOUND)),-DHAVE_ZSTD)
+LIB_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(REQUIRED) $(FOUND) 2>/dev/null)
+LIB_LIBS   := $(shell $(PKG_CONFIG) --libs $(REQUIRED) $(FOUND) 2>/dev/null)
+
+# Looked at only when something is compiled.
+MISSING = $(strip \
+	$(if $(shell command -v $(firstword $(CC)) 2>/dev/null),,$(CC)) \
+	$(if $(shell command -v $(PKG_CONFIG) 2>/dev/null),,$(PKG_CONFIG)) \
+	$(filter-out $(foreach lib,$(REQUIRED),$(call has,$(lib))),$(REQUIRED)) \
+	$(if $(call has,nbdkit >= $(NEED_NBDKIT)),,nbdkit>=$(NEED_NBDKIT)))
+
+# ---- compiling ------------------------------------------------------------
+
+SANITIZE_asan := -fsanitize=address,undefined -fno-sanitize-recover=all
+SANITIZE_tsan := -fsanitize=thread
+SANITIZE := $(SANITIZE_$(VARIANT))
+ifneq ($(SANITIZE),)
+SANITIZE += -O1 -fno-omit-frame-pointer
+endif
+
+WARNINGS := -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes \
+	    -Wmissing-prototypes $(if $(filter 1,$(WERROR)),-Werror)
+COMPILE   = $(CC) -std=gnu11 -D_GNU_SOURCE= -D_FILE_OFFSET_BITS=64 \
+	    -DPACKAGE_VERSION='"$(VERSION)"' $(DEFINES) \
+	    -iquote . -iquote qcow2 $(LIB_CFLAGS) $(CPPFLAGS) \
+	    -fPIC -fvisibility=hidden -pthread $(WARNINGS) $(CFLAGS) $(SANITIZE)
+LINK      = $(CC) -pthread $(CFLAGS) $(SANITIZE) $(LDFLAGS)
+
+LIB_SRC     := $(wildcard qcow2/*.c)
+PLUGIN_SRC  := $(wildcard plugin.c plugin-*.c)
+TEST_SRC    := $(wildcard tests/test-*.c)
+PRELOAD_SRC := $(wildcard tests/preload-*.c)
+HELP_SRC    := $(filter-out $(TEST_SRC) $(PRELOAD_SRC),$(wildcard tests/*.c))
+
+objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
+OBJECTS := $(call objects,$(LIB_SRC) $(PLUGIN_SRC) $(TEST_SRC) $(HELP_SRC))
+TESTS_BUILT := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC)) \
+	       $(patsubst %.c,$(BUILD)/%.so,$(PRELOAD_SRC))
+MANUALS := $(patsubst %.pod,$(BUILD)/%.1,$(wildcard *.pod))
+
+all: $(PLUGIN) $(MANUALS)
+
+test-programs: $(TESTS_BUILT)
+
+$(PLUGIN): $(call objects,$(PLUGIN_SRC)) $(BUILD)/libqcow2.a
+	@echo "  LINK  $@"
+	$(Q)$(LINK) -shared -o $@ $^ $(LIB_LIBS) $(LIBS)
+
+$(BUILD)/libqcow2.a: $(call objects,$(LIB_SRC))
+$(BUILD)/tests/libtesthelp.a: $(call objects,$(HELP_SRC))
+$(BUILD)/libqcow2.a $(BUILD)/tests/libtesthelp.a: $(BUILD)/sources
+	@echo "  AR    $@"
+	@mkdir -p $(@D)
+	$(Q)rm -f $@ && $(AR) crs $@ $(filter %.o,$^)
+
+$(BUILD)/%.o: %.c $(BUILD)/flags
+	@echo "  CC    $@"
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) -MMD -MP -c -o $@ $<
+
+$(BUILD)/tests/test-%: $(BUILD)/tests/test-%.o $(BUILD)/tests/libtesthelp.a \
+		$(BUILD)/libqcow2.a
+	@echo "  LINK  $@"
+	$(Q)$(LINK) -o $@ $^ $(LIB_LIBS) $(LIBS)
+
+# Preloaded into programs that are not ours: never sanitized, all exported.
+$(BUILD)/tests/preload-%.so: tests/preload-%.c $(BUILD)/flags
+	@echo "  LINK  $@"
+	@mkdir -p $(@D)
+	$(Q)$(filter-out $(SANITIZE),$(COMPILE)) -fvisibility=default \
+	    -MMD -MP -MF $(@:.so=.d) -shared -o $@ $< -ldl
+
+$(BUILD)/%.1: %.pod $(BUILD)/flags
+	@echo "  MAN   $@"
+	$(Q)pod2man --utf8 --errors=die --section 1 --name $* \
+	    --center "nbdkit" --release "$(NAME) $(VERSION)" $< $@
+
+# Rewritten only when what they record has changed.
+$(BUILD)/flags:   export RECORD = $(COMPILE) : $(LINK) : $(LIB_LIBS) $(LIBS)
+$(BUILD)/sources: export RECORD = $(LIB_SRC) : $(PLUGIN_SRC) : $(HELP_SRC)
+$(BUILD)/flags $(BUILD)/sources: FORCE
+	$(if $(MISSING),@echo "Missing: $(MISSING)." \
+	    "\`make deps' installs or lists what is needed." >&2; exit 1)
+	@mkdir -p $(@D)
+	@echo "$$RECORD" | cmp -s - $@ || echo "$$RECORD" > $@
+
+-include $(OBJECTS:.o=.d) $(patsubst %.c,$(BUILD)/%.d,$(PRELOAD_SRC))
+
+# ---- installing -----------------------------------------------------------
+
+# In nbdkit's own prefix the plugin goes where nbdkit looks for plugins, so
+# that `nbdkit qcow2 ...' finds it.  In another prefix it is loaded by path.
+NBDKIT_PREFIX := $(shell $(PKG_CONFIG) --variable=prefix nbdkit 2>/dev/null)
+prefix ?= $(NBDKIT_PREFIX)
+ifeq ($(prefix),$(NBDKIT_PREFIX))
+plugindir := $(shell $(PKG_CONFIG) --variable=plugindir nbdkit 2>/dev/null)
+else
+plugindir := $(prefix)/lib/nbdkit/plugins
+endif
+mandir ?= $(prefix)/share/man
+MANUALS_INSTALLED = $(addprefix $(DESTDIR)$(mandir)/man1/,$(notdir $(MANUALS)))
+
+install: all
+	install -d '$(DESTDIR)$(plugindir)' '$(DESTDIR)$(mandir)/man1'
+	install -m 0755 $(PLUGIN) '$(DESTDIR)$(plugindir)'
+	$(if $(MANUALS),install -m 0644 $(MANUALS) '$(DESTDIR)$(mandir)/man1')
+
+uninstall:
+	rm -f '$(DESTDIR)$(plugindir)/$(NAME).so' $(MANUALS_INSTALLED)
+
+clean:
+	rm -rf build $(NAME).so
+
+# ---- using ----------------------------------------------------------------
+
+SUBMAKE = $(MAKE) --no-print-directory \
+	  $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null))
+
+deps:
+	@scripts/deps.sh
+
+# IMAGE=disk.qcow2 shows your own image, PARAMS="allow-dir=..." is passed on.
+demo: deps
+	@$(SUBMAKE) all
+	@IMAGE='$(IMAGE)' PARAMS='$(PARAMS)' scripts/demo.sh
+
+serve:
+	@$(SUBMAKE) all
+	@IMAGE='$(IMAGE)' PARAMS='$(PARAMS)' scripts/serve.sh
+
+bench: deps
+	@$(SUBMAKE) all
+	@bench/run
+
+# ---- testing --------------------------------------------------------------
+
+# TESTS="install test-codec" runs just these, SHORT=1 a part for CI.
+TESTS ?=
+SHORT ?=
+SANITIZE_SHORT :=
+VALGRIND_SHORT :=
+
+# What a sanitizer can see: the engine's test programs, and the tests that
+# start a server with tests/lib.bash.
+C_TESTS      := $(notdir $(TEST_SRC:.c=))
+SERVER_TESTS := $(notdir $(basename \
+	$(shell grep -ls start_nbdkit tests/*.bats 2>/dev/null)))
+# The one test that also runs its servers under valgrind.
+VALGRIND_SERVER_TEST :=
+
+chosen   = $(or $(TESTS),$(if $(SHORT),$(1)),$(2))
+sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS))
+valgrind_tests  = $(call chosen,$(VALGRIND_SHORT),$(C_TESTS) \
+	$(VALGRIND_SERVER_TEST))
+
+check: deps
+	@$(SUBMAKE) all test-programs
+	@$(MAKE) --no-print-directory run-tests
+
+run-tests:
+	@BUILD_DIR='$(BUILD)' QCOW2_PLUGIN='$(PLUGIN)' tests/run $(TESTS)
+
+check-sanitize: deps
+	@$(SUBMAKE) VARIANT=asan all test-programs
+	@BUILD_DIR=build/asan tests/run --asan $(sanitized_tests)
+
+check-thread: deps
+	@$(SUBMAKE) VARIANT=tsan all test-programs
+	@BUILD_DIR=build/tsan tests/run --tsan $(sanitized_tests)
+
+check-valgrind: deps
+	@$(SUBMAKE) all test-programs
+	@BUILD_DIR=build tests/run --valgrind $(valgrind_tests)
+
+# ---- developing -----------------------------------------------------------
+
+format:
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+help:
+	@echo "make                 build $(NAME).so"
+	@echo "make install         [DESTDIR= prefix= plugindir= mandir=]; uninstall"
+	@echo "make deps            install or list what building and testing need"
+	@echo "make demo            [IMAGE=disk.qcow2 PARAMS=\"allow-dir=DIR\"]"
+	@echo "make serve           IMAGE=disk.qcow2 [PARAMS=...]: serve until Ctrl-C"
+	@echo "make check           [TESTS=\"name ...\"] all tests, or just these"
+	@echo "make check-sanitize  [TESTS= SHORT=1] address and undefined behaviour"
+	@echo "make check-thread    [TESTS= SHORT=1] data races and lock order"
+	@echo "make check-valgrind  [TESTS= SHORT=1] memory errors and leaks"
+	@echo "make bench           measure beside qemu-nbd and a raw file"
+	@echo "make format          clang-format the C files"
+	@echo "make clean"
+	@echo "Variables: CC= CFLAGS= WITHOUT=\"libdeflate libisal libzstd\" WERROR=0 V=1"
