@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* QEMU's byte-range locks on image files.
+ *
+ * A process holds a shared lock on one byte for each permission that it
+ * uses (from byte 100) and for each that it denies to others (from byte
+ * 200), and then looks whether another holds the opposite byte.  These
+ * are OFD locks: they belong to the open file description, so they
+ * survive fork, and end with the last close.
+ */
+
+#ifndef QCOW2_FILE_LOCK_H
+#define QCOW2_FILE_LOCK_H
+
+#include "error.h"
+
+/* Lock FD as a reader of a consistent image: others may read, none may
+ * write or resize.  -EAGAIN, with a message that names FILENAME, if it
+ * is open for writing elsewhere.  A filesystem that has no locks is no
+ * error.  The locks go away when FD is closed.
+ */
+extern int qcow2_file_lock_read (int fd, const char *filename,
+                                 struct qcow2_error *error);
+
+#endif /* QCOW2_FILE_LOCK_H */

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Storage: where the bytes of an image live.
+ *
+ * The engine reaches every file (image, external data file, backing
+ * files) through this vtable alone, so that the same engine runs over a
+ * file, over a callback, or over a wrapper that makes requests fail.
+ *
+ * All members may be called from many threads at once.  A member
+ * returns a negative errno on error.
+ */
+
+#ifndef QCOW2_STORAGE_H
+#define QCOW2_STORAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct qcow2_storage;
+
+struct qcow2_storage_ops {
+  /* Read up to COUNT bytes at OFFSET.  Returns the number of bytes
+   * read.  Less than COUNT means nothing by itself; 0 means that there
+   * is no byte at OFFSET (the end of the storage).
+   */
+  ssize_t (*pread) (struct qcow2_storage *s, void *buf, size_t count,
+                    uint64_t offset);
+
+  /* The current size in bytes. */
+  int64_t (*size) (struct qcow2_storage *s);
+
+  /* Does the storage know that bytes from OFFSET on are a hole, which
+   * reads as zeros?  Sets *HOLE, and *LENGTH_BYTES (at least 1, may be
+   * less than the true length, never more) for how far that holds.
+   * OFFSET is below the size.  May be NULL: all is data.
+   */
+  int (*hole) (struct qcow2_storage *s, uint64_t offset,
+               bool *hole, uint64_t *length_bytes);
+
+  /* Advice that the range will be read soon.  May be NULL. */
+  void (*prefetch) (struct qcow2_storage *s, uint64_t offset,
+                    uint64_t count);
+
+  /* Release everything, S itself included. */
+  void (*close) (struct qcow2_storage *s);
+};
+
+/* An implementation embeds this as its first member. */
+struct qcow2_storage {
+  const struct qcow2_storage_ops *ops;
+};
+
+/* Read exactly COUNT bytes at OFFSET of data: what lies past the end of
+ * the storage reads as zeros.  A read that comes short before the end
+ * is never zeros: it is tried again, and is -EIO if nothing comes.
+ */
+extern int qcow2_storage_read_data (struct qcow2_storage *s, void *buf,
+                                    size_t count, uint64_t offset);
+
+/* Read exactly COUNT bytes at OFFSET of metadata: -EIO if the storage
+ * ends before OFFSET + COUNT.
+ */
+extern int qcow2_storage_read_meta (struct qcow2_storage *s, void *buf,
+                                    size_t count, uint64_t offset);
+
+extern int64_t qcow2_storage_size (struct qcow2_storage *s);
+
+/* As the vtable's member; all is data where it has none, and what lies
+ * past the end of the storage is a hole.
+ */
+extern int qcow2_storage_hole (struct qcow2_storage *s, uint64_t offset,
+                               bool *hole, uint64_t *length_bytes);
+
+extern void qcow2_storage_prefetch (struct qcow2_storage *s, uint64_t offset,
+                                    uint64_t count);
+
+/* S may be NULL. */
+extern void qcow2_storage_close (struct qcow2_storage *s);
+
+#endif /* QCOW2_STORAGE_H */
