@@ -9,16 +9,16 @@
 
 VERSION := 0.1.0
 
-CFLAGS  ?= -O2 -g
-WITHOUT ?=
-WERROR  ?= $(if $(wildcard .git),1,0)
-V       ?= 0
-Q       := $(if $(filter 0,$(V)),@)
+CFLAGS ?= -O2 -g
+WITHOUT =
+WERROR  = $(if $(wildcard .git),1,0)
+V       = 0
+Q       = $(if $(filter 0,$(V)),@)
 
 # The default variant is built in build/ and its plugin put at the top;
 # every other one lives in build/VARIANT alone.
-VARIANT ?=
-BUILD   ?= build$(if $(VARIANT),/$(VARIANT))
+VARIANT =
+BUILD   = build$(if $(VARIANT),/$(VARIANT))
 NAME    := nbdkit-qcow2-plugin
 PLUGIN  := $(if $(filter-out build,$(BUILD)),$(BUILD)/)$(NAME).so
 
@@ -26,9 +26,9 @@ PLUGIN  := $(if $(filter-out build,$(BUILD)),$(BUILD)/)$(NAME).so
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SUFFIXES:
-.PHONY: FORCE help all test-programs install uninstall clean format \
-	deps demo serve check run-tests check-sanitize check-thread \
-	check-valgrind bench
+.PHONY: FORCE help all plugin test-programs bench-programs \
+	install uninstall clean deps demo serve bench check run-tests \
+	check-sanitize check-thread check-valgrind
 
 # ---- libraries ------------------------------------------------------------
 
@@ -73,17 +73,23 @@ LIB_SRC     := $(wildcard qcow2/*.c)
 PLUGIN_SRC  := $(wildcard plugin.c plugin-*.c)
 TEST_SRC    := $(wildcard tests/test-*.c)
 PRELOAD_SRC := $(wildcard tests/preload-*.c)
+BENCH_SRC   := $(wildcard bench/*.c)
 HELP_SRC    := $(filter-out $(TEST_SRC) $(PRELOAD_SRC),$(wildcard tests/*.c))
 
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
-OBJECTS := $(call objects,$(LIB_SRC) $(PLUGIN_SRC) $(TEST_SRC) $(HELP_SRC))
+OBJECTS := $(call objects,$(LIB_SRC) $(PLUGIN_SRC) $(TEST_SRC) $(HELP_SRC) \
+	   $(BENCH_SRC))
 TESTS_BUILT := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC)) \
 	       $(patsubst %.c,$(BUILD)/%.so,$(PRELOAD_SRC))
+BENCHES_BUILT := $(patsubst %.c,$(BUILD)/%,$(BENCH_SRC))
 MANUALS := $(patsubst %.pod,$(BUILD)/%.1,$(wildcard *.pod))
 
-all: $(PLUGIN) $(MANUALS)
+all: plugin $(MANUALS)
 
+plugin: $(PLUGIN)
 test-programs: $(TESTS_BUILT)
+bench-programs: $(BENCHES_BUILT)
+plugin test-programs bench-programs: ; @:
 
 $(PLUGIN): $(call objects,$(PLUGIN_SRC)) $(BUILD)/libqcow2.a
 	@echo "  LINK  $@"
@@ -103,6 +109,11 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 
 $(BUILD)/tests/test-%: $(BUILD)/tests/test-%.o $(BUILD)/tests/libtesthelp.a \
 		$(BUILD)/libqcow2.a
+	@echo "  LINK  $@"
+	$(Q)$(LINK) -o $@ $^ $(LIB_LIBS) $(LIBS)
+
+# A measuring program is one file.
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libqcow2.a
 	@echo "  LINK  $@"
 	$(Q)$(LINK) -o $@ $^ $(LIB_LIBS) $(LIBS)
 
@@ -134,13 +145,13 @@ $(BUILD)/flags $(BUILD)/sources: FORCE
 # In nbdkit's own prefix the plugin goes where nbdkit looks for plugins, so
 # that `nbdkit qcow2 ...' finds it.  In another prefix it is loaded by path.
 NBDKIT_PREFIX := $(shell $(PKG_CONFIG) --variable=prefix nbdkit 2>/dev/null)
-prefix ?= $(NBDKIT_PREFIX)
+prefix = $(NBDKIT_PREFIX)
 ifeq ($(prefix),$(NBDKIT_PREFIX))
 plugindir := $(shell $(PKG_CONFIG) --variable=plugindir nbdkit 2>/dev/null)
 else
 plugindir := $(prefix)/lib/nbdkit/plugins
 endif
-mandir ?= $(prefix)/share/man
+mandir = $(prefix)/share/man
 MANUALS_INSTALLED = $(addprefix $(DESTDIR)$(mandir)/man1/,$(notdir $(MANUALS)))
 
 install: all
@@ -162,24 +173,24 @@ SUBMAKE = $(MAKE) --no-print-directory \
 deps:
 	@scripts/deps.sh
 
-# IMAGE=disk.qcow2 shows your own image, PARAMS="allow-dir=..." is passed on.
+# IMAGE and PARAMS reach the scripts in the environment.
 demo: deps
-	@$(SUBMAKE) all
-	@IMAGE='$(IMAGE)' PARAMS='$(PARAMS)' scripts/demo.sh
+	@$(SUBMAKE) plugin
+	@scripts/demo.sh
 
 serve:
-	@$(SUBMAKE) all
-	@IMAGE='$(IMAGE)' PARAMS='$(PARAMS)' scripts/serve.sh
+	@$(SUBMAKE) plugin
+	@scripts/serve.sh
 
 bench: deps
-	@$(SUBMAKE) all
+	@$(SUBMAKE) plugin bench-programs
 	@bench/run
 
 # ---- testing --------------------------------------------------------------
 
 # TESTS="install test-codec" runs just these, SHORT=1 a part for CI.
-TESTS ?=
-SHORT ?=
+TESTS =
+SHORT =
 SANITIZE_SHORT :=
 VALGRIND_SHORT :=
 
@@ -204,21 +215,16 @@ run-tests:
 	@BUILD_DIR='$(BUILD)' QCOW2_PLUGIN='$(PLUGIN)' tests/run $(TESTS)
 
 check-sanitize: deps
-	@$(SUBMAKE) VARIANT=asan all test-programs
+	@$(SUBMAKE) VARIANT=asan plugin test-programs
 	@BUILD_DIR=build/asan tests/run --asan $(sanitized_tests)
 
 check-thread: deps
-	@$(SUBMAKE) VARIANT=tsan all test-programs
+	@$(SUBMAKE) VARIANT=tsan plugin test-programs
 	@BUILD_DIR=build/tsan tests/run --tsan $(sanitized_tests)
 
 check-valgrind: deps
-	@$(SUBMAKE) all test-programs
+	@$(SUBMAKE) plugin test-programs
 	@BUILD_DIR=build tests/run --valgrind $(valgrind_tests)
-
-# ---- developing -----------------------------------------------------------
-
-format:
-	clang-format -i $$(git ls-files '*.c' '*.h')
 
 help:
 	@echo "make                 build $(NAME).so"
@@ -226,11 +232,10 @@ help:
 	@echo "make deps            install or list what building and testing need"
 	@echo "make demo            [IMAGE=disk.qcow2 PARAMS=\"allow-dir=DIR\"]"
 	@echo "make serve           IMAGE=disk.qcow2 [PARAMS=...]: serve until Ctrl-C"
-	@echo "make check           [TESTS=\"name ...\"] all tests, or just these"
+	@echo "make check           [TESTS=\"name ...\"]: all tests, or just these"
 	@echo "make check-sanitize  [TESTS= SHORT=1] address and undefined behaviour"
 	@echo "make check-thread    [TESTS= SHORT=1] data races and lock order"
 	@echo "make check-valgrind  [TESTS= SHORT=1] memory errors and leaks"
 	@echo "make bench           measure beside qemu-nbd and a raw file"
-	@echo "make format          clang-format the C files"
 	@echo "make clean"
 	@echo "Variables: CC= CFLAGS= WITHOUT=\"libdeflate libisal libzstd\" WERROR=0 V=1"

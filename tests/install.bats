@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Building and installing, on a copy of the tree: what ends up where, that
+# nbdkit finds it there, and what the plugin exports and was built with.
+
+load lib
+
+# All tests of the file share one built copy.
+setup_file ()
+{
+    COPY=$(mktemp -d "${TMPDIR:-/tmp}/copy.XXXXXX")
+    export COPY
+    tar -C "$TOP" --exclude=./.git --exclude=./build --exclude='*.so' -cf - . |
+        tar -C "$COPY" -xf -
+    make -C "$COPY" -j2 > "$COPY.log" 2>&1 || { cat "$COPY.log"; return 1; }
+}
+
+teardown_file ()
+{
+    rm -rf "$COPY" "$COPY.log"
+}
+
+# make_quietly ARGS: make in the copy; shows its output only if it fails.
+make_quietly ()
+{
+    make -C "$COPY" "$@" > make.log 2>&1 || { cat make.log; return 1; }
+}
+
+# as_root COMMAND: system directories need root.
+as_root ()
+{
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+# files_in DIR: the names of all files in it, sorted.
+files_in ()
+{
+    (cd "$1" && find . -type f | sort)
+}
+
+# dump_plugin: what the plugin of the copy says about itself.
+dump_plugin ()
+{
+    nbdkit --dump-plugin "$COPY/nbdkit-qcow2-plugin.so"
+}
+
+@test "install: DESTDIR gets the plugin and its manual, and nothing else" {
+    plugindir=$(pkg-config --variable=plugindir nbdkit)
+    prefix=$(pkg-config --variable=prefix nbdkit)
+
+    make_quietly install DESTDIR="$TEST_DIR/root"
+    run files_in root
+    [ "$output" = "$(sort <<END
+.$plugindir/nbdkit-qcow2-plugin.so
+.$prefix/share/man/man1/nbdkit-qcow2-plugin.1
+END
+)" ]
+    nbdkit --dump-plugin "root$plugindir/nbdkit-qcow2-plugin.so" > dump
+    grep -x 'name=qcow2' dump
+
+    make_quietly uninstall DESTDIR="$TEST_DIR/root"
+    [ -z "$(files_in root)" ]
+}
+
+@test "install: prefix= puts everything below it" {
+    make_quietly install DESTDIR="$TEST_DIR/root" prefix=/opt/qcow2
+    run files_in root
+    [ "$output" = "./opt/qcow2/lib/nbdkit/plugins/nbdkit-qcow2-plugin.so
+./opt/qcow2/share/man/man1/nbdkit-qcow2-plugin.1" ]
+
+    make_quietly uninstall DESTDIR="$TEST_DIR/root" prefix=/opt/qcow2
+    [ -z "$(files_in root)" ]
+}
+
+@test "install: afterwards 'nbdkit qcow2 disk.qcow2' serves the image" {
+    plugindir=$(pkg-config --variable=plugindir nbdkit)
+    mandir=$(pkg-config --variable=prefix nbdkit)/share/man/man1
+    installed=("$plugindir/nbdkit-qcow2-plugin.so"
+               "$mandir/nbdkit-qcow2-plugin.1")
+
+    # What somebody has installed before is put back afterwards.
+    for file in "${installed[@]}"; do
+        [ ! -e "$file" ] || tar -rPf before.tar "$file"
+    done
+    qemu-img create -q -f qcow2 disk.qcow2 3M
+    qemu-io -f qcow2 -c 'write -P 7 1M 100k' disk.qcow2
+    qemu_raw disk.qcow2 qemu.raw
+
+    status=0
+    as_root make -C "$COPY" install || status=1
+    nbdkit -U - -r qcow2 disk.qcow2 \
+        --run 'nbdinfo "$uri" && nbdcopy "$uri" nbd.raw' || status=2
+    man_page=$(cat "$mandir/nbdkit-qcow2-plugin.1") || status=3
+    as_root make -C "$COPY" uninstall || status=4
+    for file in "${installed[@]}"; do
+        [ ! -e "$file" ] || status=5
+    done
+    [ ! -e before.tar ] || as_root tar -xPf before.tar
+
+    [ $status -eq 0 ]
+    cmp nbd.raw qemu.raw
+    grep -E '^\.TH .*NBDKIT-QCOW2-PLUGIN.* 1' -i <<< "$man_page"
+}
+
+@test "the plugin exports plugin_init and nothing else" {
+    run nm -D --defined-only "$COPY/nbdkit-qcow2-plugin.so"
+    [[ $output =~ ^[0-9a-f]+\ T\ plugin_init$ ]]
+}
+
+@test "the version is the Makefile's everywhere" {
+    version=$(sed -n 's/^VERSION := //p' "$TOP/Makefile")
+    dump_plugin > dump
+    grep -x "version=$version" dump
+    grep -F "nbdkit-qcow2-plugin $version" \
+        "$COPY/build/nbdkit-qcow2-plugin.1"
+}
+
+@test "WITHOUT= leaves out libraries, and --dump-plugin tells" {
+    dump_plugin > dump
+    grep -E '^qcow2_inflate=(libdeflate|isa-l) [0-9.]+$' dump
+    run ! grep -x 'qcow2_zstd=no' dump
+
+    make_quietly -j2 WITHOUT="libdeflate libisal libzstd"
+    dump_plugin > dump
+    grep -E '^qcow2_inflate=zlib' dump
+    grep -x 'qcow2_zstd=no' dump
+    ldd "$COPY/nbdkit-qcow2-plugin.so" > libraries
+    run ! grep -E 'libdeflate|libisal|libzstd' libraries
+
+    make_quietly -j2
+    dump_plugin > dump
+    run ! grep -x 'qcow2_zstd=no' dump
+}
+
+@test "a missing library is named, with what to do" {
+    run ! make -C "$COPY" clean all PKG_CONFIG=false
+    [[ $output == *"Missing:"*"jansson"*"make deps"* ]]
+    make_quietly -j2
+}
+
+@test "make builds nothing anew when nothing has changed" {
+    make_quietly
+    run make -C "$COPY" --no-print-directory all
+    [[ ! $output =~ CC|LINK|AR|MAN ]]
+}
+
+@test "make clean leaves the tree as it was" {
+    make_quietly clean
+    files_in "$COPY" > before
+    make_quietly -j2 all test-programs VARIANT=other
+    make_quietly -j2 all
+    [ "$(files_in "$COPY" | wc -l)" -gt "$(wc -l < before)" ]
+
+    make_quietly clean
+    files_in "$COPY" | diff before -
+    make_quietly -j2
+}
