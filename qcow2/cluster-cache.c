@@ -306,6 +306,8 @@ read_entry (struct cluster_shard *shard, struct cluster_entry *e,
   enum cluster_state state;
   int error;
 
+  if (e->state == CLUSTER_LOADING)
+    shard->nr_joined++;
   while (e->state == CLUSTER_LOADING)
     pthread_cond_wait (&shard->changed, &shard->lock);
   state = e->state;
@@ -407,11 +409,12 @@ cluster_cache_get_stats (struct cluster_cache *cache,
   struct cluster_shard *shard;
   size_t i;
 
-  stats->nr_decompressed = 0;
+  *stats = (struct cluster_cache_stats) { 0 };
   for (i = 0; i < CLUSTER_TABLE_SHARDS; i++) {
     shard = &cache->table.shards[i];
     pthread_mutex_lock (&shard->lock);
     stats->nr_decompressed += shard->nr_decompressed;
+    stats->nr_joined += shard->nr_joined;
     pthread_mutex_unlock (&shard->lock);
   }
   stats->memory_bytes = atomic_load (&cache->used_bytes);

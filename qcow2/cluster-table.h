@@ -57,7 +57,7 @@ struct cluster_shard {
   struct cluster_entry *hand;   /* the circle of those KEPT, or NULL */
   size_t nr_kept;
   struct cluster_entry *unused; /* structs of former entries */
-  uint64_t nr_decompressed;
+  uint64_t nr_decompressed, nr_joined; /* see cluster_cache_stats */
 } __attribute__ ((__aligned__ (64)));
 
 struct cluster_table {

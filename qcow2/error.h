@@ -30,13 +30,6 @@ extern void qcow2_error_prefix (struct qcow2_error *error,
                                 const char *fs, ...)
   __attribute__ ((__format__ (__printf__, 2, 3)));
 
-/* Make N bytes of untrusted TEXT harmless in a message: control
- * characters become \xNN, and what doesn't fit in BUF_BYTES is cut.
- * Returns BUF.
- */
-extern const char *qcow2_error_quote (char *buf, size_t buf_bytes,
-                                      const char *text, size_t n);
-
 /* Copy SRC to DST, which has room for SIZE bytes (at least 1), with
  * everything that a terminal or a log would act upon (control
  * characters, bytes that are not UTF-8, marks that reorder a line)

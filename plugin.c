@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* nbdkit-qcow2-plugin: nbdkit's callbacks, each a few lines over the
+ * engine's API (qcow2/qcow2.h).  Nothing here knows the qcow2 format.
+ *
+ * One engine object serves all connections.  It is opened in .get_ready,
+ * so that whatever is wrong shows on the command line, before nbdkit
+ * forks; it starts no threads.  A connection is a view of it.
+ */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include "plugin-exports.h"
+#include "qcow2/qcow2.h"
+
+#define MAX_BLOCK_BYTES (32u << 20)
+
+static const char *filename;
+static const char *snapshot;
+static const char **allow_dirs;
+static struct qcow2_options options;
+
+static struct qcow2 *image;
+static struct exports *exports;
+static atomic_bool warned_readonly;
+
+/* The engine's messages.  nbdkit has no warnings of its own. */
+static void
+log_message (void *opaque, enum qcow2_log_level level, const char *text)
+{
+  if (level == QCOW2_LOG_WARNING)
+    nbdkit_error ("warning: %s", text);
+  else
+    nbdkit_error ("%s", text);
+}
+
+static void
+plugin_load (void)
+{
+  qcow2_options_init (&options);
+  options.log = log_message;
+}
+
+static void
+plugin_unload (void)
+{
+  exports_free (exports);
+  qcow2_close (image);
+  free (allow_dirs);
+}
+
+/*----- Parameters -----*/
+
+static int
+config_allow_dir (const char *value)
+{
+  const char **all;
+
+  if (strcmp (value, "none") == 0) {
+    options.allow_none = true;
+    return 0;
+  }
+  all = realloc (allow_dirs, (options.nr_allow_dirs + 1) * sizeof *all);
+  if (!all) {
+    nbdkit_error ("realloc: %m");
+    return -1;
+  }
+  all[options.nr_allow_dirs++] = value;
+  options.allow_dirs = allow_dirs = all;
+  return 0;
+}
+
+static int
+config_backing (const char *value)
+{
+  if (strcmp (value, "none") != 0) {
+    nbdkit_error ("backing=%s: the only value is none", value);
+    return -1;
+  }
+  options.no_backing = true;
+  return 0;
+}
+
+static int
+config_backing_format (const char *value)
+{
+  if (strcmp (value, "qcow2") != 0 && strcmp (value, "raw") != 0) {
+    nbdkit_error ("backing-format=%s: must be qcow2 or raw", value);
+    return -1;
+  }
+  options.backing_format = value;
+  return 0;
+}
+
+static int
+config_size (const char *value, uint64_t *out)
+{
+  int64_t r = nbdkit_parse_size (value);
+
+  if (r == -1)
+    return -1;
+  *out = (uint64_t) r;
+  return 0;
+}
+
+static int
+config_lock (const char *value)
+{
+  int r = nbdkit_parse_bool (value);
+
+  if (r == -1)
+    return -1;
+  options.lock = r;
+  return 0;
+}
+
+static int
+config_max_chain (const char *key, const char *value)
+{
+  if (nbdkit_parse_unsigned (key, value, &options.max_chain_depth) == -1)
+    return -1;
+  if (options.max_chain_depth > QCOW2_MAX_CHAIN_DEPTH) {
+    nbdkit_error ("max-chain=%s: at most %d are allowed", value,
+                  QCOW2_MAX_CHAIN_DEPTH);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+plugin_config (const char *key, const char *value)
+{
+  if (strcmp (key, "file") == 0) {
+    if (filename) {
+      nbdkit_error ("file= was given twice");
+      return -1;
+    }
+    filename = value;
+    return 0;
+  }
+  if (strcmp (key, "snapshot") == 0) {
+    snapshot = value;
+    return 0;
+  }
+  if (strcmp (key, "data-file") == 0) {
+    options.data_file = value;
+    return 0;
+  }
+  if (strcmp (key, "allow-dir") == 0)
+    return config_allow_dir (value);
+  if (strcmp (key, "backing") == 0)
+    return config_backing (value);
+  if (strcmp (key, "backing-format") == 0)
+    return config_backing_format (value);
+  if (strcmp (key, "cache-size") == 0)
+    return config_size (value, &options.cache_bytes);
+  if (strcmp (key, "compressed-cache-size") == 0)
+    return config_size (value, &options.compressed_cache_bytes);
+  if (strcmp (key, "lock") == 0)
+    return config_lock (value);
+  if (strcmp (key, "max-chain") == 0)
+    return config_max_chain (key, value);
+
+  nbdkit_error ("unknown parameter \"%s\"", key);
+  return -1;
+}
+
+static int
+plugin_config_complete (void)
+{
+  if (!filename) {
+    nbdkit_error ("the file=DISK.qcow2 parameter is needed");
+    return -1;
+  }
+  return 0;
+}
+
+#define plugin_config_help \
+  "[file=]DISK.qcow2 (required)  The image to serve.\n" \
+  "snapshot=NAME|ID              Serve this internal snapshot by default.\n" \
+  "backing=none                  Serve the image without its backing file.\n" \
+  "backing-format=qcow2|raw      Where the image does not tell the format.\n" \
+  "data-file=FILE                The image's external data file.\n" \
+  "allow-dir=DIR|none            The image may name files in DIR.\n" \
+  "max-chain=N                   Limit for the backing chain (default 200).\n" \
+  "cache-size=SIZE               Metadata cache (default 32M).\n" \
+  "compressed-cache-size=SIZE    Decompressed clusters (default 32M).\n" \
+  "lock=true|false               Take QEMU's locks (default true)."
+
+static void
+plugin_dump_plugin (void)
+{
+  const char *key, *value;
+  size_t pos = 0;
+
+  printf ("qcow2_features=read,snapshots,backing,zlib,data-file,"
+          "extended-l2\n");
+  while (qcow2_build_info (&pos, &key, &value))
+    printf ("%s=%s\n", key, value);
+}
+
+/*----- Starting -----*/
+
+static int
+plugin_get_ready (void)
+{
+  struct qcow2_error error;
+  int r;
+
+  r = qcow2_open (filename, &options, &image, &error);
+  if (r < 0) {
+    nbdkit_error ("%s", error.message);
+    errno = -r;
+    return -1;
+  }
+  exports = exports_new (image);
+  if (!exports) {
+    nbdkit_error ("malloc: %m");
+    return -1;
+  }
+  if (snapshot && exports_set_default (exports, snapshot) < 0) {
+    nbdkit_error ("%s: snapshot=%s: the image has no snapshot with this id "
+                  "or name", filename, snapshot);
+    return -1;
+  }
+  /* All that the default export needs is wrong now or never. */
+  if (exports_check_default (exports, &error) < 0) {
+    nbdkit_error ("%s", error.message);
+    return -1;
+  }
+  return 0;
+}
+
+/*----- Exports -----*/
+
+static int
+plugin_list_exports (int readonly, int is_tls, struct nbdkit_exports *list)
+{
+  size_t i;
+
+  for (i = 0; i < exports_count (exports); ++i) {
+    char *description = exports_describe (exports, i);
+    int r;
+
+    if (!description) {
+      nbdkit_error ("malloc: %m");
+      return -1;
+    }
+    r = nbdkit_add_export (list, exports_name (exports, i), description);
+    free (description);
+    if (r == -1)
+      return -1;
+  }
+  return 0;
+}
+
+struct handle {
+  struct qcow2_view *view;
+  size_t export;
+};
+
+static void *
+plugin_open (int readonly)
+{
+  const char *name = nbdkit_export_name ();
+  struct qcow2_error error;
+  struct handle *h;
+  int r;
+
+  if (!name)
+    return NULL;
+  if (!readonly && !atomic_exchange (&warned_readonly, true))
+    nbdkit_error ("warning: %s: images are served read-only; nbdkit's -r "
+                  "option says so and silences this warning", filename);
+  h = malloc (sizeof *h);
+  if (!h) {
+    nbdkit_error ("malloc: %m");
+    return NULL;
+  }
+  r = exports_find (exports, name, &h->export);
+  if (r < 0)
+    nbdkit_error ("%s: there is no export \"%s\"", filename, name);
+  else {
+    r = exports_open (exports, h->export, &h->view, &error);
+    if (r < 0)
+      nbdkit_error ("%s", error.message);
+  }
+  if (r < 0) {
+    free (h);
+    nbdkit_set_error (-r);
+    return NULL;
+  }
+  return h;
+}
+
+static void
+plugin_close (void *handle)
+{
+  struct handle *h = handle;
+
+  qcow2_view_close (h->view);
+  free (h);
+}
+
+static const char *
+plugin_export_description (void *handle)
+{
+  const struct handle *h = handle;
+  char *description = exports_describe (exports, h->export);
+  const char *r = NULL;
+
+  if (description)
+    r = nbdkit_strdup_intern (description);
+  free (description);
+  return r;
+}
+
+/*----- What a connection can do -----*/
+
+static int64_t
+plugin_get_size (void *handle)
+{
+  const struct handle *h = handle;
+
+  return (int64_t) qcow2_view_size (h->view);
+}
+
+static int
+plugin_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
+                   uint32_t *maximum)
+{
+  uint64_t cluster_bytes = qcow2_cluster_size (image);
+
+  *minimum = 1;
+  *preferred = cluster_bytes > 4096 ? (uint32_t) cluster_bytes : 4096;
+  *maximum = MAX_BLOCK_BYTES;
+  return 0;
+}
+
+static int
+plugin_no (void *handle)
+{
+  return 0;
+}
+
+static int
+plugin_yes (void *handle)
+{
+  return 1;
+}
+
+static int
+plugin_can_cache (void *handle)
+{
+  return NBDKIT_CACHE_NATIVE;
+}
+
+/*----- Requests -----*/
+
+/* The engine has told why in its log. */
+static int
+result (int r)
+{
+  if (r < 0) {
+    nbdkit_set_error (-r);
+    return -1;
+  }
+  return 0;
+}
+
+static int
+plugin_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
+              uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_pread (h->view, buf, count, offset));
+}
+
+static int
+plugin_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_prefetch (h->view, count, offset));
+}
+
+struct extents_request {
+  struct nbdkit_extents *extents;
+  bool one;                     /* the client wants just the first */
+};
+
+static int
+add_extent (void *opaque, enum qcow2_extent type, uint64_t offset,
+            uint64_t count)
+{
+  const struct extents_request *req = opaque;
+  uint32_t nbd_type = 0;
+
+  switch (type) {
+  case QCOW2_EXTENT_DATA: break;
+  case QCOW2_EXTENT_ZERO: nbd_type = NBDKIT_EXTENT_ZERO; break;
+  case QCOW2_EXTENT_HOLE:
+    nbd_type = NBDKIT_EXTENT_ZERO | NBDKIT_EXTENT_HOLE;
+    break;
+  }
+  if (nbdkit_add_extent (req->extents, offset, count, nbd_type) == -1)
+    return -errno;
+  return req->one;
+}
+
+static int
+plugin_extents (void *handle, uint32_t count, uint64_t offset,
+                uint32_t flags, struct nbdkit_extents *extents)
+{
+  const struct handle *h = handle;
+  struct extents_request req = {
+    .extents = extents,
+    .one = flags & NBDKIT_FLAG_REQ_ONE,
+  };
+
+  return result (qcow2_extents (h->view, count, offset, add_extent, &req));
+}
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+static struct nbdkit_plugin plugin = {
+  .name               = "qcow2",
+  .longname           = "nbdkit qcow2 plugin",
+  .version            = PACKAGE_VERSION,
+  .description        = "Serve qcow2 disk images.",
+  .load               = plugin_load,
+  .unload             = plugin_unload,
+  .config             = plugin_config,
+  .config_complete    = plugin_config_complete,
+  .config_help        = plugin_config_help,
+  .magic_config_key   = "file",
+  .dump_plugin        = plugin_dump_plugin,
+  .get_ready          = plugin_get_ready,
+  .list_exports       = plugin_list_exports,
+  .open               = plugin_open,
+  .close              = plugin_close,
+  .export_description = plugin_export_description,
+  .get_size           = plugin_get_size,
+  .block_size         = plugin_block_size,
+  .can_write          = plugin_no,
+  .can_multi_conn     = plugin_yes,
+  .can_extents        = plugin_yes,
+  .can_cache          = plugin_can_cache,
+  .pread              = plugin_pread,
+  .cache              = plugin_cache,
+  .extents            = plugin_extents,
+};
+
+NBDKIT_REGISTER_PLUGIN (plugin)

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* An open image: the state behind struct qcow2 and struct qcow2_view. */
+
+#ifndef QCOW2_IMAGE_H
+#define QCOW2_IMAGE_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+#include "chain.h"
+#include "cluster-cache.h"
+#include "log.h"
+#include "qcow2.h"
+#include "snapshot-table.h"
+
+struct qcow2 {
+  struct chain chain;
+  struct cluster_cache *clusters;
+  uint64_t compressed_cache_bytes;
+  struct snapshot_table snapshots; /* of the top image */
+  struct log log;
+
+  pthread_mutex_t views_lock;
+  struct qcow2_view *views;     /* open ones; under views_lock */
+};
+
+/* All members but NR_REFS and NEXT are constant while a view is open. */
+struct qcow2_view {
+  struct qcow2 *image;
+  size_t snapshot;              /* index, or QCOW2_ACTIVE */
+  const struct l1_table *l1;    /* the top layer's, or &own_l1 */
+  struct l1_table own_l1;       /* of a snapshot */
+  uint64_t size_bytes;
+
+  unsigned nr_refs;             /* under views_lock */
+  struct qcow2_view *next;      /* under views_lock */
+};
+
+static inline int
+view_lookup (const struct qcow2_view *view, uint64_t offset,
+             uint64_t max_bytes, struct run *run)
+{
+  return chain_lookup (&view->image->chain, view->l1, offset, max_bytes, run);
+}
+
+/* Free the views that are still open. */
+extern void view_free_all (struct qcow2 *image);
+
+/* Describe the compressed cluster of a RUN_COMPRESSED. */
+static inline void
+run_compressed_cluster (const struct run *run, struct compressed_cluster *c)
+{
+  c->file = run->layer->file;
+  c->codec = run->layer->codec;
+  c->layer = run->layer->index;
+  c->host_offset = run->host_offset;
+  c->compressed_bytes = run->compressed_bytes;
+  c->cluster_bytes = layer_cluster_bytes (run->layer);
+}
+
+#endif /* QCOW2_IMAGE_H */

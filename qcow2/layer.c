@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Loading one file of a backing chain. */
+
+#include <endian.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "format.h"
+#include "layer.h"
+
+int
+l1_table_read (const struct layer *l, const char *what,
+               uint64_t offset, uint32_t nr_entries,
+               struct l1_table *table, struct qcow2_error *error)
+{
+  int64_t file_bytes = qcow2_storage_size (l->file);
+  uint64_t *entries;
+  uint32_t i;
+  int r;
+
+  table->entries = NULL;
+  table->nr_entries = 0;
+  if (file_bytes < 0)
+    return qcow2_error_set (error, (int) -file_bytes,
+                            "can't tell the size of the file: %s",
+                            strerror ((int) -file_bytes));
+  r = header_check_table (&l->header, (uint64_t) file_bytes, what, offset,
+                          nr_entries, sizeof *entries, MAX_L1_BYTES, error);
+  if (r < 0)
+    return r;
+  if (nr_entries == 0)
+    return 0;
+
+  entries = malloc (nr_entries * sizeof *entries);
+  if (!entries)
+    return qcow2_error_set (error, ENOMEM, "out of memory");
+  r = qcow2_storage_read_meta (l->file, entries,
+                               nr_entries * sizeof *entries, offset);
+  if (r < 0) {
+    free (entries);
+    return qcow2_error_set (error, -r, "can't read %s at 0x%" PRIx64 ": %s",
+                            what, offset, strerror (-r));
+  }
+  for (i = 0; i < nr_entries; ++i)
+    entries[i] = be64toh (entries[i]);
+  table->entries = entries;
+  table->nr_entries = nr_entries;
+  return 0;
+}
+
+static void
+warn_about_state (const struct layer *l)
+{
+  const char *problem = NULL;
+
+  if (l->header.incompatible_features & INCOMPAT_CORRUPT)
+    problem = "is marked corrupt";
+  else if (l->header.incompatible_features & INCOMPAT_DIRTY)
+    problem = "was not closed properly (dirty bit)";
+  if (problem)
+    log_message (&l->log, QCOW2_LOG_WARNING,
+                 "%s: the image %s; it is served read-only, use "
+                 "\"qemu-img check -r all\" to repair it", l->filename, problem);
+}
+
+int
+layer_load_qcow2 (struct layer *l, struct qcow2_error *error)
+{
+  struct header *h = &l->header;
+  uint64_t cluster_bytes;
+  int r;
+
+  r = header_read (l->file, h, error);
+  if (r == 0)
+    r = l1_table_read (l, "active L1 table", h->l1_offset, h->l1_entries,
+                       &l->l1, error);
+  if (r < 0) {
+    qcow2_error_prefix (error, "%s: ", l->filename);
+    return r;
+  }
+
+  cluster_bytes = layer_cluster_bytes (l);
+  l->size_bytes = h->size_bytes;
+  l->codec = codec_find (h->compression_type);
+  l->slice_bytes = cluster_bytes < SLICE_MAX_BYTES ?
+    (uint32_t) cluster_bytes : SLICE_MAX_BYTES;
+  l->external_data = h->incompatible_features & INCOMPAT_DATA_FILE;
+  l->l2_entry_bits = header_l2_entry_bytes (h) == 16 ? 4 : 3;
+  l->unit_bits = h->cluster_bits;
+  if (h->incompatible_features & INCOMPAT_EXTENDED_L2)
+    l->unit_bits -= SUBCLUSTER_BITS;
+  warn_about_state (l);
+  return 0;
+}
+
+int
+layer_load_raw (struct layer *l, struct qcow2_error *error)
+{
+  int64_t size_bytes = qcow2_storage_size (l->file);
+
+  if (size_bytes < 0)
+    return qcow2_error_set (error, (int) -size_bytes,
+                            "%s: can't tell the size of the file: %s",
+                            l->filename, strerror ((int) -size_bytes));
+  l->is_raw = true;
+  l->size_bytes = (uint64_t) size_bytes;
+  return 0;
+}
+
+void
+layer_free (struct layer *l)
+{
+  if (!l)
+    return;
+  if (l->data != l->file)
+    qcow2_storage_close (l->data);
+  qcow2_storage_close (l->file);
+  header_clear (&l->header);
+  free (l->l1.entries);
+  free (l->filename);
+  free (l);
+}

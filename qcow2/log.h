@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Messages about an open image, passed to the log function of
+ * qcow2_options.
+ */
+
+#ifndef QCOW2_LOG_H
+#define QCOW2_LOG_H
+
+#include "qcow2.h"
+
+struct log {
+  void (*fn) (void *opaque, enum qcow2_log_level level, const char *text);
+  void *opaque;
+};
+
+extern void log_message (const struct log *log, enum qcow2_log_level level,
+                         const char *fs, ...)
+  __attribute__ ((__format__ (__printf__, 3, 4)));
+
+#endif /* QCOW2_LOG_H */

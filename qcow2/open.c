@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Opening an image: its file, its data file, its backing chain.
+ *
+ * Files are opened in the order in which they are named, each under the
+ * rule of named-file.h, and checked before the next name in it is used.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backing-name.h"
+#include "format.h"
+#include "image.h"
+#include "io-file.h"
+#include "named-file.h"
+
+/* What is needed only while an image is being opened. */
+struct opening {
+  const struct qcow2_options *options;
+  struct named_file_rule *rule; /* made of the top image */
+  struct qcow2 *image;
+  struct qcow2_error *error;
+};
+
+void
+qcow2_options_init (struct qcow2_options *options)
+{
+  memset (options, 0, sizeof *options);
+  options->lock = true;
+  options->cache_bytes = QCOW2_DEFAULT_CACHE_BYTES;
+  options->compressed_cache_bytes = QCOW2_DEFAULT_COMPRESSED_CACHE_BYTES;
+  options->max_chain_depth = QCOW2_DEFAULT_CHAIN_DEPTH;
+}
+
+/*----- Files -----*/
+
+/* Make a storage of FD, and let the hook have it. */
+static int
+storage_of_fd (struct opening *o, int fd, const char *filename,
+               enum qcow2_storage_role role, struct qcow2_storage **s)
+{
+  int r;
+
+  r = qcow2_io_file_new (fd, filename, o->options->lock, s, o->error);
+  if (r < 0)
+    return r;
+  if (!o->options->wrap)
+    return 0;
+  r = o->options->wrap (o->options->opaque, role, filename, s);
+  if (r < 0) {
+    qcow2_storage_close (*s);
+    *s = NULL;
+    return qcow2_error_set (o->error, -r, "%s: %s", filename, strerror (-r));
+  }
+  return 0;
+}
+
+static struct layer *
+new_layer (struct opening *o, const char *filename)
+{
+  struct layer *l = calloc (1, sizeof *l);
+
+  if (l) {
+    l->index = o->image->chain.nr_layers;
+    l->log = o->image->log;
+    l->filename = strdup (filename);
+  }
+  if (!l || !l->filename) {
+    layer_free (l);
+    qcow2_error_set (o->error, ENOMEM, "out of memory");
+    return NULL;
+  }
+  return l;
+}
+
+/* An image that comes up a second time would have no end. */
+static int
+check_loop (struct opening *o, struct layer *l, int fd)
+{
+  const struct chain *chain = &o->image->chain;
+  struct stat st;
+  unsigned i;
+
+  if (fstat (fd, &st) == -1)
+    return qcow2_error_set (o->error, errno, "%s: %s", l->filename,
+                            strerror (errno));
+  l->dev = S_ISBLK (st.st_mode) ? st.st_rdev : st.st_dev;
+  l->ino = S_ISBLK (st.st_mode) ? 0 : st.st_ino;
+
+  for (i = 0; i < chain->nr_layers; ++i)
+    if (chain->layers[i]->dev == l->dev && chain->layers[i]->ino == l->ino)
+      return qcow2_error_set (o->error, ELOOP,
+                              "%s: the backing chain has a loop: this is "
+                              "the same file as %s", l->filename,
+                              chain->layers[i]->filename);
+  return 0;
+}
+
+/*----- The external data file -----*/
+
+/* Returns a descriptor, and the name under which it was opened. */
+static int
+open_named_data_file (struct opening *o, const struct layer *l,
+                      char **filename)
+{
+  struct backing_name name;
+  int fd;
+
+  if (!l->header.data_file)
+    return qcow2_error_set (o->error, EINVAL,
+                            "%s: the image has an external data file, but "
+                            "does not name it; use data-file=FILE", l->filename);
+  fd = backing_name_parse (l->header.data_file, l->filename, &name, o->error);
+  if (fd < 0) {
+    qcow2_error_prefix (o->error, "%s: data file: ", l->filename);
+    return fd;
+  }
+  fd = named_file_open (o->rule, NAMED_FILE_DATA, name.path, o->error);
+  if (fd < 0)
+    qcow2_error_prefix (o->error, "%s: data file: ", l->filename);
+  else {
+    *filename = name.path;
+    name.path = NULL;
+  }
+  backing_name_clear (&name);
+  return fd;
+}
+
+static int
+open_data_file (struct opening *o, struct layer *l)
+{
+  const char *by_operator = l->index == 0 ? o->options->data_file : NULL;
+  char *filename = NULL;
+  int fd, r;
+
+  l->data = l->file;
+  if (!l->external_data) {
+    if (by_operator)
+      return qcow2_error_set (o->error, EINVAL,
+                              "%s: data-file was given, but the image has "
+                              "no external data file", l->filename);
+    return 0;
+  }
+
+  if (by_operator)
+    fd = named_file_open_operator (by_operator, o->error);
+  else
+    fd = open_named_data_file (o, l, &filename);
+  if (fd < 0)
+    return fd;
+  r = storage_of_fd (o, fd, by_operator ? by_operator : filename,
+                     QCOW2_STORAGE_DATA, &l->data);
+  free (filename);
+  return r;
+}
+
+/*----- Layers -----*/
+
+/* Make the file open on FD, which is consumed, the next layer. */
+static int
+add_layer (struct opening *o, int fd, const char *filename, bool is_raw)
+{
+  struct chain *chain = &o->image->chain;
+  struct layer *l = new_layer (o, filename);
+  int r;
+
+  if (!l) {
+    close (fd);
+    return -ENOMEM;
+  }
+  r = check_loop (o, l, fd);
+  if (r < 0)
+    close (fd);
+  else
+    r = storage_of_fd (o, fd, filename,
+                       is_raw ? QCOW2_STORAGE_RAW : QCOW2_STORAGE_IMAGE,
+                       &l->file);
+  if (r == 0)
+    r = is_raw ? layer_load_raw (l, o->error) : layer_load_qcow2 (l, o->error);
+  if (r == 0)
+    r = open_data_file (o, l);
+  if (r < 0) {
+    layer_free (l);
+    return r;
+  }
+  chain->layers[chain->nr_layers++] = l;
+  return 0;
+}
+
+/* The header knows the format, or a json: name, or the operator. */
+static int
+backing_format (struct opening *o, const struct layer *l,
+                const struct backing_name *name, bool *is_raw)
+{
+  const char *format = l->header.backing_format;
+
+  if (!format || format[0] == '\0')
+    format = name->format;
+  if (!format)
+    format = o->options->backing_format;
+  if (!format)
+    return qcow2_error_set (o->error, EINVAL,
+                            "%s: the image does not tell the format of its "
+                            "backing file \"%s\", and formats are never "
+                            "guessed; use backing-format=qcow2 or "
+                            "backing-format=raw", l->filename, name->path);
+
+  *is_raw = strcmp (format, "raw") == 0 || strcmp (format, "file") == 0 ||
+    strcmp (format, "host_device") == 0;
+  if (!*is_raw && strcmp (format, "qcow2") != 0)
+    return qcow2_error_set (o->error, ENOTSUP,
+                            "%s: backing file format \"%s\" is not "
+                            "supported, only qcow2 and raw are", l->filename,
+                            format);
+  return 0;
+}
+
+static int
+add_backing_layer (struct opening *o)
+{
+  const struct chain *chain = &o->image->chain;
+  const struct layer *l = chain->layers[chain->nr_layers - 1];
+  struct backing_name name;
+  bool is_raw;
+  int fd, r;
+
+  if (chain->nr_layers > o->options->max_chain_depth)
+    return qcow2_error_set (o->error, ELOOP,
+                            "%s: the backing chain is longer than %u files",
+                            l->filename, o->options->max_chain_depth);
+  r = backing_name_parse (l->header.backing_name, l->filename, &name,
+                          o->error);
+  if (r < 0) {
+    qcow2_error_prefix (o->error, "%s: backing file: ", l->filename);
+    return r;
+  }
+  r = backing_format (o, l, &name, &is_raw);
+  if (r == 0) {
+    fd = r = named_file_open (o->rule, NAMED_FILE_BACKING, name.path,
+                              o->error);
+    if (fd < 0)
+      qcow2_error_prefix (o->error, "%s: backing file: ", l->filename);
+    else
+      r = add_layer (o, fd, name.path, is_raw);
+  }
+  backing_name_clear (&name);
+  return r;
+}
+
+static int
+open_layers (struct opening *o, const char *filename)
+{
+  struct chain *chain = &o->image->chain;
+  int fd, r;
+
+  fd = named_file_open_operator (filename, o->error);
+  if (fd < 0)
+    return fd;
+  r = named_file_rule_new (fd, o->options->allow_dirs,
+                           o->options->nr_allow_dirs, o->options->allow_none,
+                           &o->rule, o->error);
+  if (r < 0) {
+    close (fd);
+    return r;
+  }
+  r = add_layer (o, fd, filename, false);
+
+  while (r == 0 && !o->options->no_backing &&
+         chain->layers[chain->nr_layers - 1]->header.backing_name)
+    r = add_backing_layer (o);
+  named_file_rule_free (o->rule);
+  return r;
+}
+
+/*----- The image -----*/
+
+static int
+make_caches (struct opening *o)
+{
+  struct qcow2 *image = o->image;
+  struct chain *chain = &image->chain;
+  unsigned i;
+
+  image->compressed_cache_bytes = o->options->compressed_cache_bytes;
+  image->clusters = cluster_cache_new (image->compressed_cache_bytes);
+  chain->slices = slice_cache_new (o->options->cache_bytes,
+                                   chain_slice_bytes (chain));
+  if (!image->clusters || !chain->slices)
+    return qcow2_error_set (o->error, ENOMEM, "out of memory");
+  for (i = 0; i < chain->nr_layers; ++i)
+    chain->layers[i]->slices = chain->slices;
+  chain_prepare (chain);
+  return 0;
+}
+
+static int
+read_snapshots (struct opening *o)
+{
+  struct layer *top = o->image->chain.layers[0];
+  int r;
+
+  r = snapshot_table_read (top->file, &top->header, &o->image->snapshots,
+                           o->error);
+  if (r < 0)
+    qcow2_error_prefix (o->error, "%s: ", top->filename);
+  return r;
+}
+
+int
+qcow2_open (const char *filename, const struct qcow2_options *options,
+            struct qcow2 **image, struct qcow2_error *error)
+{
+  struct opening o = { .options = options, .error = error };
+  int r;
+
+  *image = NULL;
+  if (options->max_chain_depth > QCOW2_MAX_CHAIN_DEPTH)
+    return qcow2_error_set (error, EINVAL,
+                            "the limit for the backing chain may be at most "
+                            "%d", QCOW2_MAX_CHAIN_DEPTH);
+  o.image = calloc (1, sizeof *o.image);
+  if (!o.image)
+    return qcow2_error_set (error, ENOMEM, "out of memory");
+  pthread_mutex_init (&o.image->views_lock, NULL);
+  o.image->log.fn = options->log;
+  o.image->log.opaque = options->opaque;
+  o.image->chain.layers = calloc (options->max_chain_depth + 1,
+                                  sizeof *o.image->chain.layers);
+  if (!o.image->chain.layers) {
+    qcow2_close (o.image);
+    return qcow2_error_set (error, ENOMEM, "out of memory");
+  }
+
+  r = open_layers (&o, filename);
+  if (r == 0)
+    r = read_snapshots (&o);
+  if (r == 0)
+    r = make_caches (&o);
+  if (r < 0) {
+    qcow2_close (o.image);
+    return r;
+  }
+  *image = o.image;
+  return 0;
+}
+
+void
+qcow2_close (struct qcow2 *image)
+{
+  unsigned i;
+
+  if (!image)
+    return;
+  view_free_all (image);
+  for (i = 0; i < image->chain.nr_layers; ++i)
+    layer_free (image->chain.layers[i]);
+  free (image->chain.layers);
+  slice_cache_free (image->chain.slices);
+  cluster_cache_free (image->clusters);
+  snapshot_table_clear (&image->snapshots);
+  pthread_mutex_destroy (&image->views_lock);
+  free (image);
+}
+
+uint64_t
+qcow2_cluster_size (const struct qcow2 *image)
+{
+  return layer_cluster_bytes (image->chain.layers[0]);
+}

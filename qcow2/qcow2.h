@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The qcow2 engine: public API.
+ *
+ * A struct qcow2 is an open image with its backing chain.  A struct
+ * qcow2_view is one disk in it that a guest can see: the active layer,
+ * or an internal snapshot.  Both may be used from many threads at once.
+ *
+ * Functions return 0 (or what they say), or a negative errno.
+ */
+
+#ifndef QCOW2_H
+#define QCOW2_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "error.h"
+#include "storage.h"
+
+struct qcow2;
+struct qcow2_view;
+
+/*----- Opening -----*/
+
+/* Which storage a hook is asked about. */
+enum qcow2_storage_role {
+  QCOW2_STORAGE_IMAGE,          /* a qcow2 file */
+  QCOW2_STORAGE_DATA,           /* an external data file */
+  QCOW2_STORAGE_RAW,            /* a raw backing file */
+};
+
+enum qcow2_log_level {
+  QCOW2_LOG_WARNING,            /* the user should know */
+  QCOW2_LOG_ERROR,              /* why a request failed */
+};
+
+struct qcow2_options {
+  /* The format of backing files for which the header names none:
+   * "qcow2", "raw", or NULL, in which case such an image is refused.
+   */
+  const char *backing_format;
+
+  /* Open the image alone: what its backing file would give is zeros. */
+  bool no_backing;
+
+  /* The external data file of the top image, as the operator names it.
+   * NULL: the name in the image, if an allowed directory holds it.
+   */
+  const char *data_file;
+
+  /* Directories from which an image may name further files, besides
+   * that of the top image for backing files.
+   */
+  const char *const *allow_dirs;
+  size_t nr_allow_dirs;
+  bool allow_none;              /* not even the top image's directory */
+
+  /* Take QEMU's locks on each file. */
+  bool lock;
+
+  uint64_t cache_bytes;            /* metadata cache, whole chain */
+  uint64_t compressed_cache_bytes; /* decompressed clusters, whole chain */
+
+  /* How many backing files may stand in a row; at most
+   * QCOW2_MAX_CHAIN_DEPTH.
+   */
+  unsigned max_chain_depth;
+
+  /* Called with a text without newline, from any thread.  May be NULL. */
+  void (*log) (void *opaque, enum qcow2_log_level level, const char *text);
+
+  /* Called for each storage after it was opened; puts another one
+   * before it that takes ownership of it.  May be NULL.  On error the
+   * engine still owns *S.
+   */
+  int (*wrap) (void *opaque, enum qcow2_storage_role role,
+               const char *filename, struct qcow2_storage **s);
+
+  void *opaque;                 /* for log and wrap */
+};
+
+#define QCOW2_MAX_CHAIN_DEPTH 250
+#define QCOW2_DEFAULT_CHAIN_DEPTH 200
+#define QCOW2_DEFAULT_CACHE_BYTES (32u << 20)
+#define QCOW2_DEFAULT_COMPRESSED_CACHE_BYTES (32u << 20)
+
+/* Fill in the defaults: locks on, nothing allowed but the directory of
+ * the image, default cache sizes.
+ */
+extern void qcow2_options_init (struct qcow2_options *options);
+
+/* Open FILENAME read-only, with its data file and its backing chain.
+ * Everything OPTIONS points to is copied, but for the functions.  No
+ * thread is started.
+ */
+extern int qcow2_open (const char *filename,
+                       const struct qcow2_options *options,
+                       struct qcow2 **image, struct qcow2_error *error);
+
+/* Views that are still open are closed, too: no request may be in
+ * progress.  IMAGE may be NULL.
+ */
+extern void qcow2_close (struct qcow2 *image);
+
+/*----- Facts about an open image -----*/
+
+extern uint64_t qcow2_cluster_size (const struct qcow2 *image);
+
+/* What is built in, for --dump-plugin: each call gives the next pair,
+ * from *POS == 0 on; false at the end.
+ */
+extern bool qcow2_build_info (size_t *pos, const char **key,
+                              const char **value);
+
+/*----- Internal snapshots -----*/
+
+struct qcow2_snapshot_info {
+  const char *id;
+  const char *name;
+  uint64_t disk_size_bytes;
+  uint64_t vm_state_bytes;
+  uint32_t date_sec;            /* Unix time */
+  uint32_t date_nsec;
+  uint64_t vm_clock_nsec;       /* guest time since it was started */
+};
+
+extern size_t qcow2_nr_snapshots (const struct qcow2 *image);
+
+/* INDEX is below qcow2_nr_snapshots.  Strings live as long as IMAGE. */
+extern void qcow2_snapshot_get (const struct qcow2 *image, size_t index,
+                                struct qcow2_snapshot_info *info);
+
+/* Find a snapshot as qemu-img does: by id, else by name.  Returns its
+ * index, or -ENOENT.
+ */
+extern int qcow2_snapshot_find (const struct qcow2 *image,
+                                const char *id_or_name);
+
+/*----- Views -----*/
+
+#define QCOW2_ACTIVE ((size_t) -1)
+
+/* Open the active layer (SNAPSHOT == QCOW2_ACTIVE) or the internal
+ * snapshot with that index.  Views of one image share its caches;
+ * opening a view that is open gives another reference to it.
+ */
+extern int qcow2_view_open (struct qcow2 *image, size_t snapshot,
+                            struct qcow2_view **view,
+                            struct qcow2_error *error);
+
+/* VIEW may be NULL. */
+extern void qcow2_view_close (struct qcow2_view *view);
+
+/* The virtual size in bytes: any number, also zero. */
+extern uint64_t qcow2_view_size (const struct qcow2_view *view);
+
+/* Read COUNT bytes at guest OFFSET.  The range lies within the view. */
+extern int qcow2_pread (struct qcow2_view *view, void *buf, size_t count,
+                        uint64_t offset);
+
+enum qcow2_extent {
+  QCOW2_EXTENT_DATA,            /* may hold anything */
+  QCOW2_EXTENT_ZERO,            /* reads as zeros, space is allocated */
+  QCOW2_EXTENT_HOLE,            /* reads as zeros, no space is allocated */
+};
+
+/* Called with ascending, adjacent, merged extents; a result other than
+ * 0 ends the walk.
+ */
+typedef int qcow2_extent_fn (void *opaque, enum qcow2_extent type,
+                             uint64_t offset, uint64_t count);
+
+/* What the range is made of, along the whole chain.  The first extent
+ * begins at OFFSET, none goes beyond OFFSET + COUNT; at least one is
+ * reported, perhaps not the whole range (a walk is bounded).  Returns 0,
+ * the callback's result, or a negative errno.
+ */
+extern int qcow2_extents (struct qcow2_view *view, uint64_t count,
+                          uint64_t offset, qcow2_extent_fn *fn, void *opaque);
+
+/* Load the range into the caches, as far as they reach, and tell the
+ * operating system that it will be read.
+ */
+extern int qcow2_prefetch (struct qcow2_view *view, uint64_t count,
+                           uint64_t offset);
+
+#endif /* QCOW2_H */

@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The metadata cache.
+ *
+ * Slots and their memory are made once and never freed, so a reader may
+ * look at any slot at any time; a slot only changes what it is a slice
+ * of.  Its life:
+ *
+ *     free ----> loading ----> cached ----> (evicted) loading ...
+ *       ^           |
+ *       +-- error --+
+ *
+ * Whoever moves a slot on holds the cache's lock, and makes the
+ * sequence count odd before the first word or the key changes and even
+ * again after the last.  The words are written with release stores and
+ * read with acquire loads: a reader that saw a word of the new slice
+ * also sees the sequence count that came before it, and starts again.
+ *
+ * Hash chains are walked without the lock.  A walk may end up in
+ * another chain when a slot on its way changes hands; it then finds
+ * nothing (the key decides), and is bounded.  Not to find a slice is
+ * always safe: slice_cache_pin looks again under the lock.
+ *
+ * I/O is done without the lock, into a buffer of the loading thread.
+ * Eviction is by clock: a hit sets a bit, only if it is unset.
+ */
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "slice-cache.h"
+
+#define NO_SLOT UINT32_MAX
+#define MIN_SLOTS 16
+#define MAX_WALK 32
+#define NR_CONDS 16
+
+struct slice_cache {
+  size_t slice_bytes;
+  uint32_t nr_slots;
+  uint32_t hash_mask;
+  _Atomic uint32_t *heads;      /* hash -> first slot of the chain */
+  struct slice_slot *slots;
+  _Atomic uint64_t *words;      /* slice_bytes for each slot */
+
+  pthread_mutex_t lock;
+  /* Both under the lock. */
+  uint32_t nr_touched;          /* slots from here on were never used */
+  uint32_t hand;                /* of the clock */
+  uint64_t nr_loads;
+
+  pthread_cond_t loaded[NR_CONDS]; /* by hash of the key */
+  pthread_cond_t unpinned;
+  unsigned nr_slot_waiters;
+};
+
+static uint32_t
+hash_key (uint64_t key)
+{
+  return (uint32_t) ((key * UINT64_C (0x9e3779b97f4a7c15)) >> 32);
+}
+
+static void *
+map_zeroed (size_t bytes)
+{
+  void *p = mmap (NULL, bytes, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+  return p == MAP_FAILED ? NULL : p;
+}
+
+static void
+unmap (void *p, size_t bytes)
+{
+  if (p)
+    munmap (p, bytes);
+}
+
+struct slice_cache *
+slice_cache_new (size_t budget_bytes, size_t slice_bytes)
+{
+  struct slice_cache *cache;
+  size_t nr_slots = budget_bytes / slice_bytes;
+  size_t nr_heads = 1, i;
+
+  if (nr_slots < MIN_SLOTS)
+    nr_slots = MIN_SLOTS;
+  if (nr_slots > UINT32_MAX / 2)
+    nr_slots = UINT32_MAX / 2;
+  while (nr_heads < nr_slots)
+    nr_heads *= 2;
+
+  cache = calloc (1, sizeof *cache);
+  if (!cache)
+    return NULL;
+  cache->slice_bytes = slice_bytes;
+  cache->nr_slots = (uint32_t) nr_slots;
+  cache->hash_mask = (uint32_t) (nr_heads - 1);
+  pthread_mutex_init (&cache->lock, NULL);
+  for (i = 0; i < NR_CONDS; ++i)
+    pthread_cond_init (&cache->loaded[i], NULL);
+  pthread_cond_init (&cache->unpinned, NULL);
+
+  cache->heads = map_zeroed (nr_heads * sizeof *cache->heads);
+  cache->slots = map_zeroed (nr_slots * sizeof *cache->slots);
+  cache->words = map_zeroed (nr_slots * slice_bytes);
+  if (!cache->heads || !cache->slots || !cache->words) {
+    slice_cache_free (cache);
+    errno = ENOMEM;
+    return NULL;
+  }
+  return cache;
+}
+
+void
+slice_cache_free (struct slice_cache *cache)
+{
+  size_t i;
+
+  if (!cache)
+    return;
+  unmap (cache->heads,
+         ((size_t) cache->hash_mask + 1) * sizeof *cache->heads);
+  unmap (cache->slots, cache->nr_slots * sizeof *cache->slots);
+  unmap (cache->words, cache->nr_slots * cache->slice_bytes);
+  pthread_mutex_destroy (&cache->lock);
+  for (i = 0; i < NR_CONDS; ++i)
+    pthread_cond_destroy (&cache->loaded[i]);
+  pthread_cond_destroy (&cache->unpinned);
+  free (cache);
+}
+
+/* Links hold the slot's number plus one, so that fresh memory, all
+ * zeros, is an empty hash table.
+ */
+static uint32_t
+get_link (const _Atomic uint32_t *link)
+{
+  return atomic_load_explicit (link, memory_order_acquire) - 1;
+}
+
+static void
+set_link (_Atomic uint32_t *link, uint32_t slot)
+{
+  atomic_store_explicit (link, slot + 1, memory_order_release);
+}
+
+static _Atomic uint64_t *
+slot_words (struct slice_cache *cache, uint32_t slot)
+{
+  return cache->words + slot * (cache->slice_bytes / sizeof (uint64_t));
+}
+
+static void
+mark_used (struct slice_slot *s)
+{
+  if (!atomic_load_explicit (&s->used, memory_order_relaxed))
+    atomic_store_explicit (&s->used, true, memory_order_relaxed);
+}
+
+static void
+set_ref (struct slice_cache *cache, uint32_t slot, uint32_t seq,
+         struct slice_ref *ref)
+{
+  ref->slot = &cache->slots[slot];
+  ref->words = slot_words (cache, slot);
+  ref->seq = seq;
+}
+
+bool
+slice_cache_find (struct slice_cache *cache, uint64_t key,
+                  struct slice_ref *ref)
+{
+  uint32_t i = get_link (&cache->heads[hash_key (key) & cache->hash_mask]);
+  unsigned steps;
+
+  for (steps = 0; i != NO_SLOT && steps < MAX_WALK; ++steps) {
+    struct slice_slot *s = &cache->slots[i];
+    uint32_t seq = atomic_load_explicit (&s->seq, memory_order_acquire);
+
+    if (atomic_load_explicit (&s->key, memory_order_acquire) == key) {
+      if (seq & 1)
+        return false;
+      mark_used (s);
+      set_ref (cache, i, seq, ref);
+      return true;
+    }
+    i = get_link (&s->next);
+  }
+  return false;
+}
+
+/*----- Under the lock -----*/
+
+static uint32_t
+find_locked (struct slice_cache *cache, uint64_t key)
+{
+  uint32_t i = get_link (&cache->heads[hash_key (key) & cache->hash_mask]);
+
+  while (i != NO_SLOT && cache->slots[i].key != key)
+    i = get_link (&cache->slots[i].next);
+  return i;
+}
+
+static void
+insert_locked (struct slice_cache *cache, uint32_t slot, uint64_t key)
+{
+  struct slice_slot *s = &cache->slots[slot];
+  _Atomic uint32_t *head = &cache->heads[hash_key (key) & cache->hash_mask];
+
+  atomic_store_explicit (&s->key, key, memory_order_release);
+  set_link (&s->next, get_link (head));
+  set_link (head, slot);
+  s->cached = true;
+}
+
+static void
+remove_locked (struct slice_cache *cache, uint32_t slot)
+{
+  struct slice_slot *s = &cache->slots[slot];
+  _Atomic uint32_t *link = &cache->heads[hash_key (s->key) &
+                                         cache->hash_mask];
+
+  while (get_link (link) != slot)
+    link = &cache->slots[get_link (link)].next;
+  set_link (link, get_link (&s->next));
+  s->cached = false;
+}
+
+/* A slot that nobody pins or loads: one never used, else by the clock.
+ * Two rounds of the hand clear every bit on the way.
+ */
+static uint32_t
+find_victim_locked (struct slice_cache *cache)
+{
+  uint64_t steps;
+
+  if (cache->nr_touched < cache->nr_slots)
+    return cache->nr_touched++;
+
+  for (steps = 0; steps < 2 * (uint64_t) cache->nr_slots; ++steps) {
+    uint32_t i = cache->hand;
+    struct slice_slot *s = &cache->slots[i];
+
+    cache->hand = i + 1 == cache->nr_slots ? 0 : i + 1;
+    if (s->nr_pins > 0)
+      continue;
+    if (!atomic_load_explicit (&s->used, memory_order_relaxed))
+      return i;
+    atomic_store_explicit (&s->used, false, memory_order_relaxed);
+  }
+  return NO_SLOT;
+}
+
+/* Take SLOT, which nobody pins, for KEY; readers turn away from now on. */
+static void
+begin_load_locked (struct slice_cache *cache, uint32_t slot, uint64_t key)
+{
+  struct slice_slot *s = &cache->slots[slot];
+
+  atomic_fetch_add_explicit (&s->seq, 1, memory_order_acq_rel);
+  if (s->cached)
+    remove_locked (cache, slot);
+  insert_locked (cache, slot, key);
+  s->loading = true;
+  s->nr_pins = 1;
+  cache->nr_loads++;
+}
+
+static void
+end_load_locked (struct slice_cache *cache, uint32_t slot, int error)
+{
+  struct slice_slot *s = &cache->slots[slot];
+
+  s->loading = false;
+  if (error) {
+    remove_locked (cache, slot);
+    atomic_store_explicit (&s->used, false, memory_order_relaxed);
+    s->nr_pins = 0;
+    if (cache->nr_slot_waiters > 0)
+      pthread_cond_broadcast (&cache->unpinned);
+  }
+  else
+    mark_used (s);
+  atomic_fetch_add_explicit (&s->seq, 1, memory_order_release);
+  pthread_cond_broadcast (&cache->loaded[hash_key (s->key) % NR_CONDS]);
+}
+
+/*----- Pinning -----*/
+
+/* Wait until the slice is cached (true, its slot is pinned), or this
+ * thread has to load it (false, its slot is prepared for that).
+ */
+static bool
+claim (struct slice_cache *cache, uint64_t key, uint32_t *slot)
+{
+  bool cached = false;
+
+  pthread_mutex_lock (&cache->lock);
+  for (;;) {
+    *slot = find_locked (cache, key);
+    if (*slot != NO_SLOT) {
+      if (!cache->slots[*slot].loading) {
+        cache->slots[*slot].nr_pins++;
+        mark_used (&cache->slots[*slot]);
+        cached = true;
+        break;
+      }
+      pthread_cond_wait (&cache->loaded[hash_key (key) % NR_CONDS],
+                         &cache->lock);
+      continue;
+    }
+    *slot = find_victim_locked (cache);
+    if (*slot != NO_SLOT) {
+      begin_load_locked (cache, *slot, key);
+      break;
+    }
+    cache->nr_slot_waiters++;
+    pthread_cond_wait (&cache->unpinned, &cache->lock);
+    cache->nr_slot_waiters--;
+  }
+  pthread_mutex_unlock (&cache->lock);
+  return cached;
+}
+
+/* Called without the lock: the slot belongs to this thread. */
+static int
+load (struct slice_cache *cache, uint32_t slot, uint64_t key,
+      slice_fill_fn *fill, void *opaque)
+{
+  uint64_t buf[SLICE_MAX_BYTES / sizeof (uint64_t)];
+  _Atomic uint64_t *words = slot_words (cache, slot);
+  size_t i;
+  int r;
+
+  r = fill (opaque, key, buf);
+  if (r == 0)
+    for (i = 0; i < cache->slice_bytes / sizeof (uint64_t); ++i)
+      atomic_store_explicit (&words[i], buf[i], memory_order_release);
+
+  pthread_mutex_lock (&cache->lock);
+  end_load_locked (cache, slot, r);
+  pthread_mutex_unlock (&cache->lock);
+  return r;
+}
+
+int
+slice_cache_pin (struct slice_cache *cache, uint64_t key,
+                 slice_fill_fn *fill, void *opaque, struct slice_ref *ref)
+{
+  uint32_t slot;
+
+  if (!claim (cache, key, &slot)) {
+    int r = load (cache, slot, key, fill, opaque);
+
+    if (r < 0)
+      return r;
+  }
+  set_ref (cache, slot,
+           atomic_load_explicit (&cache->slots[slot].seq,
+                                 memory_order_acquire), ref);
+  return 0;
+}
+
+void
+slice_unpin (struct slice_cache *cache, struct slice_ref *ref)
+{
+  pthread_mutex_lock (&cache->lock);
+  if (--ref->slot->nr_pins == 0 && cache->nr_slot_waiters > 0)
+    pthread_cond_broadcast (&cache->unpinned);
+  pthread_mutex_unlock (&cache->lock);
+}
+
+void
+slice_cache_get_stats (struct slice_cache *cache,
+                       struct slice_cache_stats *stats)
+{
+  pthread_mutex_lock (&cache->lock);
+  stats->nr_loads = cache->nr_loads;
+  stats->nr_slots = cache->nr_slots;
+  stats->nr_slots_touched = cache->nr_touched;
+  pthread_mutex_unlock (&cache->lock);
+}

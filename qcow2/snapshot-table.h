@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The table of internal snapshots (specification: "Snapshots"). */
+
+#ifndef QCOW2_SNAPSHOT_TABLE_H
+#define QCOW2_SNAPSHOT_TABLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "error.h"
+#include "header.h"
+#include "storage.h"
+
+struct snapshot {
+  char *id;
+  char *name;
+  uint64_t l1_offset;
+  uint32_t l1_entries;
+  uint32_t date_sec;
+  uint32_t date_nsec;
+  uint64_t vm_clock_nsec;
+  uint64_t vm_state_bytes;
+  uint64_t disk_size_bytes;     /* the image's own where none is stored */
+};
+
+struct snapshot_table {
+  struct snapshot *snapshots;
+  size_t nr_snapshots;
+};
+
+/* Read and check the table of the image in S with header H.  What the
+ * entries point to is checked when it is used.  On success the caller
+ * calls snapshot_table_clear later.  Memory is bounded by what the file
+ * really holds.
+ */
+extern int snapshot_table_read (struct qcow2_storage *s,
+                                const struct header *h,
+                                struct snapshot_table *table,
+                                struct qcow2_error *error);
+
+/* Free the entries, not TABLE. */
+extern void snapshot_table_clear (struct snapshot_table *table);
+
+/* The snapshot with this id, else with this name, as qemu-img takes
+ * them.  Returns its index or -ENOENT.
+ */
+extern int snapshot_table_find (const struct snapshot_table *table,
+                                const char *id_or_name);
+
+#endif /* QCOW2_SNAPSHOT_TABLE_H */

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Views: the active layer and internal snapshots as disks. */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "image.h"
+
+static struct qcow2_view *
+find_open_locked (struct qcow2 *image, size_t snapshot)
+{
+  struct qcow2_view *view;
+
+  for (view = image->views; view; view = view->next)
+    if (view->snapshot == snapshot)
+      return view;
+  return NULL;
+}
+
+static struct qcow2_view *
+find_open (struct qcow2 *image, size_t snapshot)
+{
+  struct qcow2_view *view;
+
+  pthread_mutex_lock (&image->views_lock);
+  view = find_open_locked (image, snapshot);
+  if (view)
+    view->nr_refs++;
+  pthread_mutex_unlock (&image->views_lock);
+  return view;
+}
+
+static void
+free_view (struct qcow2_view *view)
+{
+  free (view->own_l1.entries);
+  free (view);
+}
+
+/* Read what the view needs, without a lock. */
+static int
+load (struct qcow2 *image, size_t snapshot, struct qcow2_view **out,
+      struct qcow2_error *error)
+{
+  struct layer *top = image->chain.layers[0];
+  struct qcow2_view *view = calloc (1, sizeof *view);
+  const struct snapshot *sn;
+  int r;
+
+  if (!view)
+    return qcow2_error_set (error, ENOMEM, "out of memory");
+  view->image = image;
+  view->snapshot = snapshot;
+  view->nr_refs = 1;
+  *out = view;
+
+  if (snapshot == QCOW2_ACTIVE) {
+    view->l1 = &top->l1;
+    view->size_bytes = top->size_bytes;
+    return 0;
+  }
+
+  sn = &image->snapshots.snapshots[snapshot];
+  view->l1 = &view->own_l1;
+  view->size_bytes = sn->disk_size_bytes;
+  if (sn->disk_size_bytes > INT64_MAX) {
+    r = qcow2_error_set (error, EFBIG, "disk size %llu is too large",
+                         (unsigned long long) sn->disk_size_bytes);
+    free (view);
+    goto failed;
+  }
+  r = l1_table_read (top, "snapshot L1 table", sn->l1_offset,
+                     sn->l1_entries, &view->own_l1, error);
+  if (r < 0)
+    free (view);
+ failed:
+  if (r < 0)
+    qcow2_error_prefix (error, "%s: snapshot table entry %zu: ",
+                        top->filename, snapshot);
+  return r;
+}
+
+/* Another thread may have been faster. */
+static struct qcow2_view *
+publish (struct qcow2 *image, struct qcow2_view *view)
+{
+  struct qcow2_view *other;
+
+  pthread_mutex_lock (&image->views_lock);
+  other = find_open_locked (image, view->snapshot);
+  if (other)
+    other->nr_refs++;
+  else {
+    view->next = image->views;
+    image->views = view;
+  }
+  pthread_mutex_unlock (&image->views_lock);
+
+  if (!other)
+    return view;
+  free_view (view);
+  return other;
+}
+
+int
+qcow2_view_open (struct qcow2 *image, size_t snapshot,
+                 struct qcow2_view **view, struct qcow2_error *error)
+{
+  int r;
+
+  *view = find_open (image, snapshot);
+  if (*view)
+    return 0;
+  r = load (image, snapshot, view, error);
+  if (r < 0)
+    return r;
+  *view = publish (image, *view);
+  return 0;
+}
+
+void
+qcow2_view_close (struct qcow2_view *view)
+{
+  struct qcow2_view **p;
+  struct qcow2 *image;
+  bool last;
+
+  if (!view)
+    return;
+  image = view->image;
+  pthread_mutex_lock (&image->views_lock);
+  last = --view->nr_refs == 0;
+  if (last) {
+    for (p = &image->views; *p != view; p = &(*p)->next)
+      ;
+    *p = view->next;
+  }
+  pthread_mutex_unlock (&image->views_lock);
+  if (last)
+    free_view (view);
+}
+
+void
+view_free_all (struct qcow2 *image)
+{
+  while (image->views) {
+    struct qcow2_view *next = image->views->next;
+
+    free_view (image->views);
+    image->views = next;
+  }
+}
+
+uint64_t
+qcow2_view_size (const struct qcow2_view *view)
+{
+  return view->size_bytes;
+}
+
+/*----- What there is to view -----*/
+
+size_t
+qcow2_nr_snapshots (const struct qcow2 *image)
+{
+  return image->snapshots.nr_snapshots;
+}
+
+void
+qcow2_snapshot_get (const struct qcow2 *image, size_t index,
+                    struct qcow2_snapshot_info *info)
+{
+  const struct snapshot *sn = &image->snapshots.snapshots[index];
+
+  info->id = sn->id;
+  info->name = sn->name;
+  info->disk_size_bytes = sn->disk_size_bytes;
+  info->vm_state_bytes = sn->vm_state_bytes;
+  info->date_sec = sn->date_sec;
+  info->date_nsec = sn->date_nsec;
+  info->vm_clock_nsec = sn->vm_clock_nsec;
+}
+
+int
+qcow2_snapshot_find (const struct qcow2 *image, const char *id_or_name)
+{
+  return snapshot_table_find (&image->snapshots, id_or_name);
+}
