@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* QEMU's locks, held against QEMU's own programs: who reads is let in
+ * beside a reader, who writes is kept out, in both directions.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "qcow2/file-lock.h"
+#include "qcow2/io-file.h"
+#include "tap.h"
+
+/*----- fcntl that can be made to fail -----*/
+
+static int lock_errno;
+
+int
+fcntl (int fd, int command, ...)
+{
+  va_list args;
+  void *arg;
+
+  va_start (args, command);
+  arg = va_arg (args, void *);
+  va_end (args);
+  if (lock_errno && (command == F_OFD_SETLK || command == F_OFD_GETLK)) {
+    errno = lock_errno;
+    return -1;
+  }
+  return syscall (SYS_fcntl, fd, command, arg);
+}
+
+/*----- Files and processes -----*/
+
+static char dir[200], image[sizeof dir + 20];
+
+static void
+must (bool cond, const char *what)
+{
+  if (!cond) {
+    printf ("Bail out! %s: %s\n", what, strerror (errno));
+    exit (1);
+  }
+}
+
+static int
+open_image (int flags)
+{
+  int fd = open (image, flags | O_CLOEXEC);
+
+  must (fd != -1, "open");
+  return fd;
+}
+
+/* Run a command in the directory of the image; its exit status.  OUTPUT
+ * is what it says, up to 4 KiB.
+ */
+static char output[4096];
+
+static int
+run (const char *command)
+{
+  char all[1024];
+  FILE *pipe;
+  size_t len;
+  int status;
+
+  snprintf (all, sizeof all, "cd '%s' && { %s; } 2>&1", dir, command);
+  pipe = popen (all, "re");
+  must (pipe != NULL, command);
+  len = fread (output, 1, sizeof output - 1, pipe);
+  output[len] = '\0';
+  status = pclose (pipe);
+  return WIFEXITED (status) ? WEXITSTATUS (status) : -1;
+}
+
+/* Returns when qemu-nbd has opened the image, which it does before it
+ * writes its process id.
+ */
+static pid_t
+start_qemu_nbd (const char *option)
+{
+  char socket_option[sizeof dir + 20];
+  pid_t pid;
+
+  snprintf (socket_option, sizeof socket_option, "--socket=%s/socket", dir);
+  pid = fork ();
+  must (pid != -1, "fork");
+  if (pid == 0) {
+    prctl (PR_SET_PDEATHSIG, SIGKILL);
+    if (chdir (dir) == 0)
+      execlp ("qemu-nbd", "qemu-nbd", "-t", socket_option, "--pid-file=pid",
+              "-f", "qcow2", option, "image", NULL);
+    _exit (127);
+  }
+  must (run ("for i in $(seq 200); do"
+             " [ -s pid ] && exit 0; sleep 0.05; done; exit 1") == 0,
+        "qemu-nbd");
+  return pid;
+}
+
+static void
+stop (pid_t pid)
+{
+  kill (pid, SIGTERM);
+  must (waitpid (pid, NULL, 0) == pid, "waitpid");
+  run ("rm -f pid socket");
+}
+
+/* Would any lock be in the way of an exclusive one on BYTE? */
+static bool
+is_locked (int byte)
+{
+  struct flock lock = {
+    .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1,
+  };
+  int fd = open_image (O_RDWR);
+
+  must (fcntl (fd, F_OFD_GETLK, &lock) == 0, "F_OFD_GETLK");
+  close (fd);
+  return lock.l_type != F_UNLCK;
+}
+
+/* As another program would; a descriptor that holds the lock. */
+static int
+hold (int byte, short type)
+{
+  struct flock lock = {
+    .l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1,
+  };
+  int fd = open_image (O_RDWR);
+
+  must (fcntl (fd, F_OFD_SETLK, &lock) == 0, "F_OFD_SETLK");
+  return fd;
+}
+
+static void
+qemu_may_write (bool may, const char *when)
+{
+  int status = run ("qemu-io -f qcow2 -c 'write 0 64k' image");
+
+  if (!ok ((status == 0) == may, "%s: qemu-io %s", when,
+           may ? "writes" : "does not write"))
+    printf ("#   %d %s\n", status, output);
+  if (!may)
+    ok (strstr (output, "Failed to get \"write\" lock") != NULL,
+        "... for want of the write lock");
+}
+
+/*----- Tests -----*/
+
+static void
+while_we_read (void)
+{
+  int fd = open_image (O_RDONLY), second = open_image (O_RDONLY);
+  int nr_locked = 0;
+  pid_t pid;
+
+  is_int (qcow2_file_lock_read (fd, image, NULL), 0,
+          "an image that nobody uses is locked");
+  for (int byte = 0; byte < 400; ++byte)
+    nr_locked += is_locked (byte);
+  ok (nr_locked == 3 && is_locked (100) && is_locked (201) &&
+      is_locked (203), "... on the three bytes of a reader");
+
+  qemu_may_write (false, "while it is locked");
+  is_int (run ("qemu-img info image && qemu-io -r -f qcow2 -c 'read 0 64k'"
+               " image && qemu-img check -q image"), 0,
+          "QEMU's programs may read meanwhile");
+  is_int (run ("qemu-img create -q -f qcow2 -b image -F qcow2 overlay &&"
+               " qemu-io -f qcow2 -c 'write 0 64k' overlay"), 0,
+          "... and write to an overlay");
+  is_int (qcow2_file_lock_read (second, image, NULL), 0,
+          "a second reader locks it, too");
+  pid = start_qemu_nbd ("-r");
+  ok (pid > 0, "and qemu-nbd -r serves it");
+  stop (pid);
+
+  close (fd);
+  qemu_may_write (false, "when one reader of two is gone");
+  close (second);
+  qemu_may_write (true, "when all are gone");
+}
+
+static void
+while_qemu_uses_it (void)
+{
+  struct qcow2_error error = { "" };
+  struct qcow2_storage *s = NULL;
+  char named[sizeof image + 10];
+  pid_t pid = start_qemu_nbd ("-r");
+  int fd = open_image (O_RDONLY);
+
+  is_int (qcow2_file_lock_read (fd, image, &error), 0,
+          "beside qemu-nbd -r an image is locked");
+  stop (pid);
+  qemu_may_write (false, "when qemu-nbd is gone");
+  close (fd);
+
+  pid = start_qemu_nbd ("--discard=unmap");
+  fd = open_image (O_RDONLY);
+  is_int (qcow2_file_lock_read (fd, image, &error), -EAGAIN,
+          "beside a qemu-nbd that may write it is not");
+  ok (strstr (error.message, "Failed to get shared \"write\" lock") != NULL,
+      "... for want of the write lock");
+  snprintf (named, sizeof named, "[%s]", image);
+  ok (strstr (error.message, named) != NULL, "... on the file it names");
+  ok (strstr (error.message, "lock=off") != NULL, "... and how to go on");
+
+  is_int (qcow2_io_file_new (fd, image, true, &s, &error), -EAGAIN,
+          "no storage is made of it");
+  ok (fcntl (fd, F_GETFD) == -1 && !s, "... and the descriptor is closed");
+  fd = open_image (O_RDONLY);
+  is_int (qcow2_io_file_new (fd, image, false, &s, &error), 0,
+          "... but without locks it is");
+  qcow2_storage_close (s);
+  stop (pid);
+
+  fd = open_image (O_RDONLY);
+  must (qcow2_io_file_new (fd, image, true, &s, NULL) == 0, "new");
+  qemu_may_write (false, "while a storage is open");
+  qcow2_storage_close (s);
+  qemu_may_write (true, "after a storage was closed");
+}
+
+static void
+each_conflict (void)
+{
+  static const struct {
+    int byte;
+    short type;
+    const char *text;           /* NULL: no conflict */
+  } others[] = {
+    { 100, F_RDLCK, NULL },
+    { 101, F_RDLCK, "shared \"write\" lock" },
+    { 102, F_RDLCK, NULL },     /* "write unchanged" */
+    { 103, F_RDLCK, "shared \"resize\" lock" },
+    { 200, F_RDLCK, "\"consistent read\" lock" },
+    { 201, F_RDLCK, NULL },
+    { 202, F_RDLCK, NULL },
+    { 203, F_RDLCK, NULL },
+    { 100, F_WRLCK, "lock byte 100" },
+    { 201, F_WRLCK, "lock byte 201" },
+    { 203, F_WRLCK, "lock byte 203" },
+  };
+
+  for (size_t i = 0; i < sizeof others / sizeof others[0]; ++i) {
+    struct qcow2_error error = { "" };
+    int other = hold (others[i].byte, others[i].type);
+    int fd = open_image (O_RDONLY);
+    int want = others[i].text ? -EAGAIN : 0;
+
+    is_int (qcow2_file_lock_read (fd, image, &error), want,
+            "beside a %s lock on byte %d",
+            others[i].type == F_RDLCK ? "shared" : "exclusive",
+            others[i].byte);
+    close (other);
+    if (others[i].text) {
+      ok (strstr (error.message, others[i].text) != NULL, "... says: %s",
+          others[i].text);
+      ok (!is_locked (100) && !is_locked (201) && !is_locked (203),
+          "... and leaves no lock");
+    }
+    close (fd);
+  }
+}
+
+static void
+over_a_fork (void)
+{
+  int fd = open_image (O_RDONLY), to_child[2];
+  pid_t pid;
+  char c;
+
+  must (qcow2_file_lock_read (fd, image, NULL) == 0, "lock");
+  must (pipe2 (to_child, O_CLOEXEC) == 0, "pipe");
+  pid = fork ();
+  must (pid != -1, "fork");
+  if (pid == 0) {
+    close (to_child[1]);
+    _exit (read (to_child[0], &c, 1) != 0);
+  }
+  close (to_child[0]);
+  close (fd);
+  qemu_may_write (false, "while a child has the image");
+  close (to_child[1]);
+  must (waitpid (pid, NULL, 0) == pid, "waitpid");
+  qemu_may_write (true, "when the child has ended");
+
+  /* What would drop process-associated locks. */
+  fd = open_image (O_RDONLY);
+  must (qcow2_file_lock_read (fd, image, NULL) == 0, "lock");
+  close (open_image (O_RDONLY));
+  ok (is_locked (100) && is_locked (201),
+      "closing another descriptor of the file keeps the locks");
+  close (fd);
+}
+
+static void
+filesystems_without_locks (void)
+{
+  static const int none[] = { ENOLCK, EINVAL, ENOSYS, EOPNOTSUPP };
+  struct qcow2_error error = { "" };
+  int fd = open_image (O_RDONLY);
+
+  for (size_t i = 0; i < sizeof none / sizeof none[0]; ++i) {
+    lock_errno = none[i];
+    is_int (qcow2_file_lock_read (fd, image, NULL), 0,
+            "a filesystem that says \"%s\" is used without locks",
+            strerror (none[i]));
+  }
+  lock_errno = EIO;
+  is_int (qcow2_file_lock_read (fd, image, &error), -EIO,
+          "any other error is one");
+  ok (strstr (error.message, strerror (EIO)) != NULL &&
+      strstr (error.message, image) != NULL, "... and says which");
+  lock_errno = 0;
+  close (fd);
+}
+
+int
+main (void)
+{
+  char command[sizeof dir + 20];
+  const char *tmp = getenv ("TMPDIR");
+
+  snprintf (dir, sizeof dir, "%s/file-lock.XXXXXX", tmp ? tmp : "/tmp");
+  must (mkdtemp (dir) != NULL, "mkdtemp");
+  snprintf (image, sizeof image, "%s/image", dir);
+  must (run ("qemu-img create -q -f qcow2 image 1M") == 0, "qemu-img");
+
+  while_we_read ();
+  while_qemu_uses_it ();
+  each_conflict ();
+  over_a_fork ();
+  filesystems_without_locks ();
+
+  snprintf (command, sizeof command, "rm -rf '%s'", dir);
+  must (system (command) == 0, command);
+  return tap_done ();
+}
