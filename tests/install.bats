@@ -96,6 +96,7 @@ END
     for file in "${installed[@]}"; do
         [ ! -e "$file" ] || status=5
     done
+    as_root rm -f "${installed[@]}"
     [ ! -e before.tar ] || as_root tar -xPf before.tar
 
     [ $status -eq 0 ]
