@@ -19,7 +19,6 @@
 
 #define KiB ((size_t) 1024)
 #define MiB (1024 * KiB)
-
 #define NR_THREADS 16
 
 /*----- Storage -----*/
@@ -141,9 +140,7 @@ set_gate (bool closed)
 /*----- What the tests share -----*/
 
 static struct fake_storage storage = { .s = { &fake_ops } };
-static struct fake_storage other_storage = {
-  .s = { &fake_ops }, .salt = 1,
-};
+static struct fake_storage other_storage = { .s = { &fake_ops }, .salt = 1 };
 
 static struct compressed_cluster
 cluster (uint64_t index, size_t cluster_bytes)
@@ -174,29 +171,21 @@ is_right (const struct compressed_cluster *c, size_t from,
   return true;
 }
 
-/* Read and compare. */
-static bool
-reads_right (struct cluster_cache *cache, const struct compressed_cluster *c,
-             size_t from, size_t count)
-{
-  unsigned char *buf = malloc (count);
-  bool right = cluster_cache_read (cache, c, from, buf, count) == 0 &&
-    is_right (c, from, buf, count);
-
-  free (buf);
-  return right;
-}
-
+/* Read and compare.  Returns 0, the error, or 1 for wrong data. */
 static int
-read_error (struct cluster_cache *cache, const struct compressed_cluster *c,
-            size_t from, size_t count)
+read_part (struct cluster_cache *cache, const struct compressed_cluster *c,
+           size_t from, size_t count)
 {
   unsigned char *buf = malloc (count);
   int r = cluster_cache_read (cache, c, from, buf, count);
 
+  if (r == 0 && !is_right (c, from, buf, count))
+    r = 1;
   free (buf);
   return r;
 }
+
+#define reads_right(...) (read_part (__VA_ARGS__) == 0)
 
 static struct cluster_cache_stats
 stats_of (struct cluster_cache *cache)
@@ -238,7 +227,7 @@ test_identity (void)
   c.compressed_bytes = 4;       /* too short for this codec */
   ok (reads_right (cache, &a, 8, 100), "a cluster");
   ok (reads_right (cache, &b, 8, 100), "at the same offset of another layer");
-  is_int (read_error (cache, &c, 8, 100), -EIO,
+  is_int (read_part (cache, &c, 8, 100), -EIO,
           "a length that is too short fails though the offset is cached");
   ok (reads_right (cache, &a, 8, 100), "which changes nothing for the other");
   cluster_cache_free (cache);
@@ -249,7 +238,6 @@ test_whole_clusters_pass_by (void)
 {
   struct cluster_cache *cache = cluster_cache_new (4 * 64 * KiB);
   struct compressed_cluster c;
-  uint64_t before;
   bool right = true;
   unsigned i;
 
@@ -262,12 +250,11 @@ test_whole_clusters_pass_by (void)
     right &= reads_right (cache, &c, 0, 64 * KiB);
   }
   is_int (nr_decompressed (cache), 104, "4 partial, 100 whole reads");
-  before = nr_decompressed (cache);
   for (i = 0; i < 4; i++) {
     c = cluster (i, 64 * KiB);
     right &= reads_right (cache, &c, 1000, 512);
   }
-  is_int (nr_decompressed (cache), before,
+  is_int (nr_decompressed (cache), 104,
           "reads of whole clusters push none out");
   is_int (memory_bytes (cache), 4 * 64 * KiB, "nor are they kept");
   ok (right, "all was read right");
@@ -337,15 +324,15 @@ test_errors (void)
   struct compressed_cluster past_end = cluster (STORAGE_BYTES / 512, 4096);
 
   atomic_store (&storage.fail_every, 1);
-  is_int (read_error (cache, &c, 0, 512), -EIO, "failing storage, a part");
-  is_int (read_error (cache, &c, 0, 64 * KiB), -EIO, "a whole cluster");
+  is_int (read_part (cache, &c, 0, 512), -EIO, "failing storage, a part");
+  is_int (read_part (cache, &c, 0, 64 * KiB), -EIO, "a whole cluster");
   is_int (cluster_cache_prefetch (cache, &c), -EIO, "prefetch");
   atomic_store (&storage.fail_every, 0);
   is_int (memory_bytes (cache), 0, "nothing is kept");
   is_int (nr_decompressed (cache), 0, "nothing was decompressed");
 
-  is_int (read_error (cache, &past_end, 0, 512), -EIO, "damaged, a part");
-  is_int (read_error (cache, &past_end, 0, 4096), -EIO, "a whole cluster");
+  is_int (read_part (cache, &past_end, 0, 512), -EIO, "damaged, a part");
+  is_int (read_part (cache, &past_end, 0, 4096), -EIO, "a whole cluster");
   is_int (memory_bytes (cache), 0, "nothing is kept");
   ok (reads_right (cache, &c, 0, 512), "the storage works again: a part");
   ok (reads_right (cache, &c, 0, 64 * KiB), "and a whole cluster");
@@ -403,20 +390,15 @@ struct reader {
   struct compressed_cluster c;
   size_t from, count;
   int r;
-  bool right;
 };
 
 static void *
 read_once (void *arg)
 {
   struct reader *reader = arg;
-  unsigned char *buf = malloc (reader->count);
 
-  reader->r = cluster_cache_read (reader->cache, &reader->c, reader->from,
-                                  buf, reader->count);
-  reader->right = reader->r == 0 &&
-    is_right (&reader->c, reader->from, buf, reader->count);
-  free (buf);
+  reader->r = read_part (reader->cache, &reader->c, reader->from,
+                         reader->count);
   return NULL;
 }
 
@@ -464,7 +446,7 @@ test_storm (size_t budget_bytes, bool whole, size_t kept_bytes,
   atomic_store (&storage.nr_reads, 0);
   storm (readers, cache, &c, whole);
   for (i = 0; i < NR_THREADS; i++)
-    right += readers[i].right;
+    right += readers[i].r == 0;
   is_int (right, NR_THREADS, "%s: all readers get the data", what);
   is_int (nr_decompressed (cache), 1, "%s: decompressed once", what);
   is_int (memory_bytes (cache), kept_bytes, "%s: what is kept", what);
@@ -491,8 +473,7 @@ test_room_taken_by_load (void)
   set_gate (true);
   for (i = 0; i < 2; i++) {
     readers[i] = (struct reader) {
-      .cache = cache, .c = cluster (i, 64 * KiB), .count = 100,
-    };
+      .cache = cache, .c = cluster (i, 64 * KiB), .count = 100 };
     pthread_create (&readers[i].thread, NULL, read_once, &readers[i]);
   }
   while (atomic_load (&storage.nr_reads) < 2)
@@ -500,17 +481,16 @@ test_room_taken_by_load (void)
   is_int (memory_bytes (cache), 64 * KiB,
           "two loads, room for one: the budget holds");
   set_gate (false);
-  for (i = 0; i < 2; i++)
-    pthread_join (readers[i].thread, NULL);
-  ok (readers[0].right && readers[1].right, "both get their data");
+  pthread_join (readers[0].thread, NULL);
+  pthread_join (readers[1].thread, NULL);
+  ok (readers[0].r == 0 && readers[1].r == 0, "both get their data");
   is_int (memory_bytes (cache), 64 * KiB, "one is kept");
   cluster_cache_free (cache);
 }
 
 /*----- Eviction under load -----*/
 
-#define STORM_READS 1500
-
+#define STORM_READS 600         /* for each thread */
 struct worker {
   pthread_t thread;
   struct cluster_cache *cache;
@@ -566,7 +546,6 @@ test_eviction_storm (size_t budget_bytes, unsigned fail_every,
 {
   struct cluster_cache *cache = cluster_cache_new (budget_bytes);
   struct worker workers[NR_THREADS];
-  struct compressed_cluster c = cluster (9, 64 * KiB);
   unsigned i, right = 0, failed = 0, above = 0;
   unsigned made = atomic_load (&nr_decoders_made);
 
@@ -592,7 +571,6 @@ test_eviction_storm (size_t budget_bytes, unsigned fail_every,
   is_int (above, 0, "%s: the budget always holds", what);
   ok (atomic_load (&nr_decoders_made) - made <= 2 * NR_THREADS,
       "%s: no more decoders than threads, for each codec", what);
-  ok (reads_right (cache, &c, 5, 6), "%s: reads go on", what);
   cluster_cache_free (cache);
 }
 
