@@ -157,3 +157,81 @@ make_image ()
             "${o[size]}" "${o[cluster]}" "${o[compression]}" || return 1
     done
 }
+
+# ---- changing what is where -----------------------------------------------
+
+# l1_entry_at FILE GUEST, l2_entry_at FILE GUEST: where in the file the entry is
+# that covers the guest offset.  Standard L2 entries only; the L2 table exists.
+l1_entry_at ()
+{
+    local bits
+    bits=$(number_at "$1" 20 4)
+    echo $(($(number_at "$1" 40 8) + ($2 >> (2 * bits - 3)) * 8))
+}
+
+l2_entry_at ()
+{
+    local bits table
+    bits=$(number_at "$1" 20 4)
+    table=$(number_at "$1" "$(l1_entry_at "$1" "$2")" 8)
+    echo $(((table & 0xfffffffffffe00) +
+            (($2 >> bits) & ((1 << (bits - 3)) - 1)) * 8))
+}
+
+# move_bytes FILE FROM TO COUNT: what was there reads as 0xff afterwards, so
+# that nobody finds it in the old place.
+move_bytes ()
+{
+    local io=(bs=64k iflag=skip_bytes,count_bytes oflag=seek_bytes
+              conv=notrunc status=none)
+    dd if="$1" of="$1" skip="$2" seek="$3" count="$4" "${io[@]}"
+    tr '\0' '\377' < /dev/zero |
+        dd of="$1" iflag=fullblock,count_bytes seek="$2" count="$4" \
+            bs=64k oflag=seek_bytes conv=notrunc status=none
+}
+
+# move_cluster FILE GUEST TO: moves a data cluster to another host offset.
+move_cluster ()
+{
+    local file=$1 to=$3 at entry
+    at=$(l2_entry_at "$file" "$2")
+    entry=$(number_at "$file" "$at" 8)
+    move_bytes "$file" $((entry & 0xfffffffffffe00)) "$to" \
+        $((1 << $(number_at "$file" 20 4)))
+    put_number "$file" "$at" 8 $((entry & ~0xfffffffffffe00 | to))
+}
+
+# move_compressed FILE GUEST TO: the same for a compressed cluster.
+move_compressed ()
+{
+    local file=$1 to=$3 at entry mask from
+    at=$(l2_entry_at "$file" "$2")
+    entry=$(number_at "$file" "$at" 8)
+    mask=$(((1 << (70 - $(number_at "$file" 20 4))) - 1))
+    from=$((entry & mask))
+    # As many sectors as it says, and no further than the entry's first one may
+    # begin.
+    move_bytes "$file" $((from & ~511)) $((to & ~511)) \
+        $((((((entry & ~(3 << 62)) & ~mask) >> \
+             (70 - $(number_at "$file" 20 4))) + 1) * 512))
+    put_number "$file" "$at" 8 $((entry & ~mask | (to & ~511) | (from & 511)))
+}
+
+# move_l2 FILE GUEST TO: moves an L2 table.
+move_l2 ()
+{
+    local file=$1 to=$3 at entry
+    at=$(l1_entry_at "$file" "$2")
+    entry=$(number_at "$file" "$at" 8)
+    move_bytes "$file" $((entry & 0xfffffffffffe00)) "$to" \
+        $((1 << $(number_at "$file" 20 4)))
+    put_number "$file" "$at" 8 $((entry & ~0xfffffffffffe00 | to))
+}
+
+# move_l1 FILE TO: moves the active L1 table.
+move_l1 ()
+{
+    move_bytes "$1" "$(number_at "$1" 40 8)" "$2" \
+        $(($(number_at "$1" 36 4) * 8))
+    put_number "$1" 40 8 "$2"
+}
