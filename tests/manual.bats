@@ -9,9 +9,10 @@
 # line breaks and spaces don't matter.  A command must succeed unless what it
 # prints has an error in it.
 #
-# What is not literal: `qcow2' as a plugin's name means the plugin under test,
-# and guestfish is a stand-in that reads the file with debugfs, for the real one
-# boots a virtual machine.
+# What is not literal: `qcow2' as a plugin's name means the plugin under test;
+# another TCP port is used; after kill, the end of the server, which removes its
+# socket, is waited for; and guestfish is a stand-in that reads the file with
+# debugfs, for the real one boots a virtual machine.
 
 load lib
 
@@ -57,8 +58,12 @@ setup_file ()
     cp running.qcow2 unclean.qcow2
     printf '\001' | dd of=unclean.qcow2 bs=1 seek=79 conv=notrunc status=none
 
+    # An MBR: one partition of Linux's type (83), from sector 2048, 79872 long.
     truncate -s 40M partitioned.raw
-    echo '2048,,83' | sfdisk -q -X dos partitioned.raw
+    xxd -r -p <<< '00 000000 83 000000 00080000 00380100' |
+        dd of=partitioned.raw bs=1 seek=446 conv=notrunc status=none
+    printf '\125\252' |
+        dd of=partitioned.raw bs=1 seek=510 conv=notrunc status=none
     dd if=base.raw of=partitioned.raw bs=1M seek=1 conv=notrunc status=none
     qemu-img convert -c -O qcow2 partitioned.raw partitioned.qcow2
     rm -r files partitioned.raw
@@ -82,6 +87,8 @@ debugfs -R "cat ${BASH_REMATCH[2]}" guest.raw 2> /dev/null
 rm guest.raw
 END
     chmod +x bin/*
+    ln -s "$PYTHON" bin/python3
+    ln -s "$TOP/examples" examples
 }
 
 teardown_file ()
@@ -97,6 +104,9 @@ setup ()
     export NBDKIT
     cp -r "$IMAGES"/. .
     PATH=$PWD/bin:$PATH:/usr/sbin:/sbin
+    port=$(python3 -c 'import socket
+with socket.create_server (("localhost", 0)) as s:
+    print (s.getsockname ()[1])')
 }
 
 teardown ()
@@ -176,7 +186,8 @@ run_section ()
 {
     local line command='' expected=''
 
-    examples "$1" "$2" > example.txt
+    examples "$1" "$2" |
+        sed "s/10809/$port/g; s/^\\$ kill /$ end_servers /" > example.txt
     [ -s example.txt ] || fail "$1 has no examples under '$2'" || return 1
     while IFS= read -r line <&5; do
         case $line in
@@ -188,6 +199,17 @@ run_section ()
         esac
     done 5< example.txt
     run_command "$command" "$expected"
+}
+
+# end_servers PID ...
+end_servers ()
+{
+    kill "$@" || return 1
+    for _ in {1..600}; do
+        kill -0 "$@" 2> /dev/null || return 0
+        sleep 0.05
+    done
+    fail "a server does not end"
 }
 
 # hold_open IMAGE: like a virtual machine that writes to it.
@@ -240,20 +262,134 @@ hold_open ()
     run_section "$manual" "DUMP PLUGIN OUTPUT"
 }
 
+@test "README: Serve an image" {
+    run_section "$readme" "Serve an image"
+    qemu_raw disk.qcow2 qemu.raw
+    cmp disk.raw qemu.raw
+}
+
+@test "README: Snapshots" {
+    run_section "$readme" "Snapshots"
+    qemu_raw disk.qcow2 qemu-monday.raw -l monday
+    qemu_raw disk.qcow2 qemu-before.raw -l before-upgrade
+    cmp monday.raw qemu-monday.raw
+    cmp before.raw qemu-before.raw
+}
+
+@test "README: Backing files elsewhere" {
+    run_section "$readme" "Backing files elsewhere"
+}
+
+@test "README: With nbdkit's filters" {
+    cp disk.qcow2 before.qcow2
+    run_section "$readme" "With nbdkit's filters"
+    cmp disk.qcow2 before.qcow2
+}
+
+@test "README: Other programs" {
+    run_section "$readme" "Other programs"
+    qemu_raw disk.qcow2 qemu.raw
+    cmp out.raw qemu.raw
+    qemu_raw disk.qcow2 qemu-monday.raw -l monday
+    cmp copies/monday.raw qemu-monday.raw
+}
+
+@test "README: the commands of make are there, and make demo succeeds" {
+    awk '/^```/ { here = $0 == "```sh"; next } here' "$readme" |
+        sed 's/^sudo //' > commands
+    grep -x 'make demo' commands
+    while IFS= read -r line; do
+        [[ $line == 'make'* ]] || fail "not a command of make: $line"
+        $line -n -C "$TOP" > plan 2>&1 || { cat plan; fail "$line"; }
+    done < commands
+
+    make -C "$TOP" demo > demo.out 2>&1 || { cat demo.out; false; }
+    grep -x 'Equal: all 134217728 bytes.' demo.out
+    make -C "$TOP" demo IMAGE="$PWD/disk.qcow2" > demo.out 2>&1 ||
+        { cat demo.out; false; }
+    grep -x 'Equal: all 33554432 bytes.' demo.out
+}
+
+# ---- example scripts ------------------------------------------------------
+
+@test "examples: copy-snapshots leaves no server, and overwrites nothing" {
+    mkdir copies
+    echo mine > copies/monday.raw
+    export TMPDIR=$PWD/tmp
+    mkdir tmp
+    run ! examples/copy-snapshots disk.qcow2 copies
+    [[ $output == *"copies/monday.raw: is already there"* ]]
+    [ "$(cat copies/monday.raw)" = mine ]
+    [ -z "$(ls tmp)" ]
+    for _ in {1..600}; do
+        grep -lq "$TMPDIR" /proc/[0-9]*/cmdline 2> /dev/null || break
+        sleep 0.05
+    done
+    run ! grep -l "$TMPDIR" /proc/[0-9]*/cmdline
+
+    # Parameters reach the plugin.
+    run ! examples/copy-snapshots machines/web.qcow2 none
+    examples/copy-snapshots machines/web.qcow2 none allow-dir=templates
+}
+
+@test "examples: changed-ranges.py finds changes of zeros, size and nothing" {
+    qemu-img create -q -f qcow2 changed.qcow2 1M
+    qemu-io -f qcow2 -c 'write -q -P 1 0 320k' -c 'write -q -P 1 960k 1k' \
+        changed.qcow2
+    qemu-img snapshot -c one changed.qcow2
+    qemu-io -f qcow2 -c 'write -q -z 64k 100k' -c 'write -q -P 2 511k 2k' \
+        changed.qcow2
+    qemu-img snapshot -c two changed.qcow2
+    qemu-img resize -q changed.qcow2 1100k
+
+    run examples/changed-ranges.py changed.qcow2 one two
+    [ "$output" = "65536 131072
+458752 131072" ]
+    run examples/changed-ranges.py changed.qcow2 two ''
+    [ "$output" = "1048576 77824" ]
+    run examples/changed-ranges.py changed.qcow2 two two
+    [ "$status" -eq 0 ]
+    [ -z "$output" ]
+}
+
+@test "each example script is in the README" {
+    for file in "$TOP"/examples/*; do
+        grep -F "\$ examples/$(basename "$file") " "$readme"
+    done
+}
+
 # ---- whole documents ------------------------------------------------------
 
 @test "each section with examples has a test" {
     {
         sections "$manual" | sed 's/.*/@test "manual: &" {/'
-        [ ! -e "$readme" ] || sections "$readme" | sed 's/.*/@test "README: &" {/'
+        sections "$readme" | sed 's/.*/@test "README: &" {/'
     } > wanted
-    [ -s wanted ]
+    [ "$(wc -l < wanted)" -gt 10 ]
     while IFS= read -r line; do
         grep -Fx "$line" "$BATS_TEST_FILENAME" ||
             fail "no test begins with: $line"
     done < wanted
 }
 
+@test "the documents show no command that is not run" {
+    awk '/^=head1 / { heading = substr ($0, 8) }
+         /^ / && before !~ /^ / && !/^ \$ / { print heading ": " $0 }
+         { before = $0 }' "$manual" > other
+    run ! grep -v -e '^SYNOPSIS:' -e '^COMPARED TO OTHER SERVERS:' other
+    awk '/^```/ { here = !here; kind = $0 }
+         here && kind != "```sh" && kind != "```console"' "$readme" > other
+    [ ! -s other ]
+}
+
+@test "files that the README links to are there" {
+    grep -o '](\([^)]*\))' "$readme" | sed 's/^](//; s/)$//' |
+        grep -v '^http' | sort -u > links
+    grep -x LICENSE links
+    while IFS= read -r link; do
+        [ -e "$TOP/$link" ] || fail "$link is not there"
+    done < links
+}
 @test "the manual has each parameter that the plugin has, and no other" {
     nbdkit --help qcow2 |
         sed -n 's/^\[\{0,1\}\([a-z-]*=\).*/\1/p' | sort -u > parameters
