@@ -144,7 +144,8 @@ extern int qcow2_snapshot_find (const struct qcow2 *image,
 
 /* Open the active layer (SNAPSHOT == QCOW2_ACTIVE) or the internal
  * snapshot with that index.  Views of one image share its caches;
- * opening a view that is open gives another reference to it.
+ * opening a view that is open gives another reference to it.  *VIEW is
+ * NULL on error.
  */
 extern int qcow2_view_open (struct qcow2 *image, size_t snapshot,
                             struct qcow2_view **view,
