@@ -29,7 +29,11 @@
 #define DEFAULT_RUNS 6000
 #define DEFAULT_SECONDS 15      /* no further mutants after that */
 #define MUTANT_SECONDS 20       /* for one of them; sanitizers are slow */
-#define MAX_MEMORY_BYTES (INT64_C (256) << 20)
+#ifdef __SANITIZE_ADDRESS__
+#define MAX_MEMORY_BYTES (INT64_C (768) << 20) /* it keeps what is freed */
+#else
+#define MAX_MEMORY_BYTES (INT64_C (64) << 20)
+#endif
 #define READ_BYTES (256 << 10)
 #define MAX_RANGES 64
 
