@@ -32,7 +32,7 @@
 #ifdef __SANITIZE_ADDRESS__
 #define MAX_MEMORY_BYTES (INT64_C (768) << 20) /* it keeps what is freed */
 #else
-#define MAX_MEMORY_BYTES (INT64_C (64) << 20)
+#define MAX_MEMORY_BYTES (INT64_C (256) << 20)
 #endif
 #define READ_BYTES (256 << 10)
 #define MAX_RANGES 64
