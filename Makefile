@@ -28,7 +28,7 @@ PLUGIN  := $(if $(filter-out build,$(BUILD)),$(BUILD)/)$(NAME).so
 .SUFFIXES:
 .PHONY: FORCE help all plugin test-programs bench-programs \
 	install uninstall clean deps demo serve bench check run-tests \
-	check-sanitize check-thread check-valgrind
+	check-sanitize check-thread check-valgrind fuzz
 
 # ---- libraries ------------------------------------------------------------
 
@@ -229,6 +229,14 @@ check-valgrind: deps
 	@$(SUBMAKE) plugin test-programs
 	@BUILD_DIR=build tests/run --valgrind $(valgrind_tests)
 
+# Mutated images without end, or FUZZ_RUNS=N from FUZZ_SEED=N on.
+FUZZ_RUNS = 1000000000000
+FUZZ_SEED = $(shell date +%s)
+
+fuzz: deps
+	@$(SUBMAKE) VARIANT=asan build/asan/tests/test-fuzz
+	@FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SEED=$(FUZZ_SEED) build/asan/tests/test-fuzz
+
 help:
 	@echo "make                 build $(NAME).so"
 	@echo "make install         [DESTDIR= prefix= plugindir= mandir=]; uninstall"
@@ -239,6 +247,7 @@ help:
 	@echo "make check-sanitize  [TESTS= SHORT=1] address and undefined behaviour"
 	@echo "make check-thread    [TESTS= SHORT=1] data races and lock order"
 	@echo "make check-valgrind  [TESTS= SHORT=1] memory errors and leaks"
+	@echo "make fuzz            [FUZZ_RUNS= FUZZ_SEED=] mutated images, sanitized"
 	@echo "make bench           measure beside qemu-nbd and a raw file"
 	@echo "make clean"
 	@echo "Variables: CC= CFLAGS= WITHOUT=\"libisal libzstd\" WERROR=0 V=1"
