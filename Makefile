@@ -205,7 +205,7 @@ SERVER_TESTS := $(notdir $(basename \
 # The one test that also runs its servers under valgrind.
 VALGRIND_SERVER_TEST :=
 
-chosen   = $(or $(TESTS),$(if $(SHORT),$(1)),$(2))
+chosen = $(strip $(or $(TESTS),$(if $(SHORT),$(1)),$(2)))
 sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS))
 valgrind_tests  = $(call chosen,$(VALGRIND_SHORT),$(C_TESTS) \
 	$(VALGRIND_SERVER_TEST))
@@ -215,7 +215,7 @@ check: deps
 	@$(MAKE) --no-print-directory run-tests
 
 run-tests:
-	@BUILD_DIR='$(BUILD)' QCOW2_PLUGIN='$(PLUGIN)' tests/run $(TESTS)
+	@BUILD_DIR='$(BUILD)' QCOW2_PLUGIN='$(PLUGIN)' tests/run $(strip $(TESTS))
 
 check-sanitize: deps
 	@$(SUBMAKE) VARIANT=asan plugin test-programs
