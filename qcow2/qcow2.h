@@ -163,8 +163,9 @@ extern int qcow2_pread (struct qcow2_view *view, void *buf, size_t count,
 
 enum qcow2_extent {
   QCOW2_EXTENT_DATA,            /* may hold anything */
-  QCOW2_EXTENT_ZERO,            /* reads as zeros, space is allocated */
-  QCOW2_EXTENT_HOLE,            /* reads as zeros, no space is allocated */
+  QCOW2_EXTENT_ZERO,            /* data that the storage knows to be zeros */
+  QCOW2_EXTENT_HOLE,            /* reads as zeros by metadata, as QEMU
+                                   reports zero clusters of both kinds */
 };
 
 /* Called with ascending, adjacent, merged extents; a result other than

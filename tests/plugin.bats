@@ -286,8 +286,8 @@ qemu_stop ()
     qemu_start disk.qcow2
     refuses_to_start 'Failed to get .*write.* lock.*disk.qcow2' disk.qcow2
     [ "$(grep -c . <<< "$output")" -eq 1 ]
-    # lock=false is for those who know better.
-    start_nbdkit disk.qcow2 lock=false
+    # lock=off is for those who know better.
+    start_nbdkit disk.qcow2 lock=off
     [ "$(nbdinfo --size "$uri")" -eq $((1 << 20)) ]
     stop_nbdkit
     # Its backing file is only read.
@@ -336,7 +336,7 @@ qemu_stop ()
     qemu_io -f qcow2 -c 'write -q 0 512' disk.qcow2
     qemu_io -f qcow2 -c 'write -q 0 512' disk.qcow2.base
 
-    start_nbdkit disk.qcow2 lock=false
+    start_nbdkit disk.qcow2 lock=off
     qemu_io -f qcow2 -c 'write -q 0 512' disk.qcow2
     stop_nbdkit
 }
@@ -367,9 +367,12 @@ qemu_stop ()
     run ! kill -0 "$server_pid"
 }
 
+# What is preloaded into nbdkit is not meant for the command it runs.
 @test "--run, and a socket passed by systemd's rules" {
     small_disk
-    run_nbdkit -U - "$plugin" disk.qcow2 --run "nbdcopy \$uri run.raw"
+    # shellcheck disable=SC2016
+    run_nbdkit -U - "$plugin" disk.qcow2 \
+        --run 'unset LD_PRELOAD; nbdcopy "$uri" run.raw'
     cmp run.raw qemu.raw
     run -0 nbdcopy -- [ env LD_PRELOAD="${NBDKIT_PRELOAD:-}" \
         nbdkit "$plugin" disk.qcow2 ] copy.raw
