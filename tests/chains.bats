@@ -299,7 +299,7 @@ dir/disk.qcow2.data) or (allow-dir=$TEST_DIR/dir)" dir/disk.qcow2
 
 @test "overlays longer and shorter than what they lie over" {
     local under over format
-    for under in 1000448 3000320 5000192; do
+    for under in 1000448 5000192; do
         for over in 512 2000384 3000320 6000128; do
             for format in raw qcow2; do
                 rm -f disk.qcow2*

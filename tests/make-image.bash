@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 #
 # Makes qcow2 images of all kinds with qemu-img and qemu-io.  A bats file says
 # `load make-image' after `load lib'.
@@ -158,6 +158,39 @@ make_image ()
     done
 }
 
+# ---- comparing ------------------------------------------------------------
+
+# same_as_qemu [odd=N] KIND ...: makes an image of this kind, cuts N bytes off
+# its end, and compares.
+same_as_qemu ()
+{
+    local params=() odd=0 size=
+    if [[ $1 == odd=* ]]; then odd=${1#odd=}; shift; fi
+    rm -f disk.qcow2* qemu.raw
+
+    make_image disk.qcow2 "$@"
+    qemu_raw disk.qcow2 qemu.raw
+    if [ "$odd" -gt 0 ]; then
+        # For QEMU a disk ends with a sector.
+        size=$(($(stat -c %s qemu.raw) - odd))
+        set_virtual_size disk.qcow2 $size
+        truncate -s $size qemu.raw
+    fi
+    [ ! -e disk.qcow2.data ] || params+=(data-file=disk.qcow2.data)
+    serves_as qemu.raw disk.qcow2 "${params[@]}" || fail "kind: $*"
+}
+
+# serves_as RAW ARG ...: a server with these ARGs shows the disk RAW.
+serves_as ()
+{
+    local raw=$1
+    shift
+    start_nbdkit "$@" &&
+        assert_same_content "$uri" "$raw" &&
+        "$PYTHON" "$BATS_TEST_DIRNAME/nbd-random-reads.py" "$uri" "$raw" &&
+        stop_nbdkit
+}
+
 # ---- changing what is where -----------------------------------------------
 
 # l1_entry_at FILE GUEST, l2_entry_at FILE GUEST: where in the file the entry is
@@ -182,6 +215,7 @@ l2_entry_at ()
 # that nobody finds it in the old place.
 move_bytes ()
 {
+    # shellcheck disable=SC2054
     local io=(bs=64k iflag=skip_bytes,count_bytes oflag=seek_bytes
               conv=notrunc status=none)
     dd if="$1" of="$1" skip="$2" seek="$3" count="$4" "${io[@]}"
