@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Epochs.
+ *
+ * There are two phases, so that those who wait are not held up by
+ * requests which begin later: a waiter moves newcomers to the other
+ * phase and waits until the old one is empty.  A request may have read
+ * the phase just before it changed and count itself in the old one just
+ * after that was seen empty; it is then in the phase that the next
+ * round waits for.  Two rounds therefore cover every request that was
+ * there before the first one.
+ *
+ * The sequentially consistent increment in epoch_enter is before every
+ * look-up of the request in the total order of such operations, and the
+ * waiter's loads are after its change of the mapping: so a request that
+ * the waiter does not see, sees the change.
+ */
+
+#include <sched.h>
+#include <string.h>
+#include <time.h>
+
+#include "epoch.h"
+
+void
+epoch_init (struct epoch *epoch)
+{
+  memset (epoch, 0, sizeof *epoch);
+}
+
+/* Threads are spread over the stripes once, when they come first. */
+static unsigned
+my_stripe (void)
+{
+  static _Atomic unsigned next;
+  static __thread unsigned mine;
+
+  if (mine == 0)
+    mine = atomic_fetch_add_explicit (&next, 1, memory_order_relaxed) %
+      EPOCH_STRIPES + 1;
+  return mine - 1;
+}
+
+struct epoch_ticket
+epoch_enter (struct epoch *epoch)
+{
+  struct epoch_ticket ticket;
+
+  ticket.stripe = &epoch->stripes[my_stripe ()];
+  ticket.phase = atomic_load_explicit (&epoch->phase,
+                                       memory_order_relaxed) & 1;
+  atomic_fetch_add (&ticket.stripe->active[ticket.phase], 1);
+  return ticket;
+}
+
+void
+epoch_leave (struct epoch_ticket ticket)
+{
+  atomic_fetch_sub_explicit (&ticket.stripe->active[ticket.phase], 1,
+                             memory_order_release);
+}
+
+bool
+epoch_take_wrote (struct epoch *epoch)
+{
+  bool wrote = false;
+  unsigned i;
+
+  for (i = 0; i < EPOCH_STRIPES; ++i)
+    if (atomic_exchange (&epoch->stripes[i].wrote, false))
+      wrote = true;
+  return wrote;
+}
+
+static bool
+is_empty (const struct epoch *epoch, unsigned phase)
+{
+  unsigned i;
+
+  for (i = 0; i < EPOCH_STRIPES; ++i)
+    if (atomic_load (&epoch->stripes[i].active[phase]) != 0)
+      return false;
+  return true;
+}
+
+/* Requests take as long as their I/O: no use to spin for long. */
+static void
+wait_until_empty (const struct epoch *epoch, unsigned phase)
+{
+  const struct timespec pause = { .tv_nsec = 200000 };
+  unsigned spins;
+
+  for (spins = 0; !is_empty (epoch, phase); ++spins) {
+    if (spins < 10)
+      sched_yield ();
+    else
+      nanosleep (&pause, NULL);
+  }
+}
+
+void
+epoch_synchronize (struct epoch *epoch)
+{
+  unsigned round;
+
+  for (round = 0; round < 2; ++round)
+    wait_until_empty (epoch, atomic_fetch_add (&epoch->phase, 1) & 1);
+}
