@@ -10,10 +10,10 @@
  * round waits for.  Two rounds therefore cover every request that was
  * there before the first one.
  *
- * The sequentially consistent increment in epoch_enter is before every
- * look-up of the request in the total order of such operations, and the
- * waiter's loads are after its change of the mapping: so a request that
- * the waiter does not see, sees the change.
+ * A full barrier stands between the increment in epoch_enter and the
+ * look-ups of the request, and one between the change of the mapping and
+ * the loads of the waiter: so a request that the waiter does not see,
+ * sees the change.
  */
 
 #include <sched.h>
@@ -26,6 +26,17 @@ void
 epoch_init (struct epoch *epoch)
 {
   memset (epoch, 0, sizeof *epoch);
+}
+
+/* Where a read-modify-write is not a full barrier in itself.  The thread
+ * sanitizer knows no fences, and does not run on such machines' terms.
+ */
+static void
+full_barrier (void)
+{
+#ifndef __SANITIZE_THREAD__
+  atomic_thread_fence (memory_order_seq_cst);
+#endif
 }
 
 /* Threads are spread over the stripes once, when they come first. */
@@ -50,6 +61,7 @@ epoch_enter (struct epoch *epoch)
   ticket.phase = atomic_load_explicit (&epoch->phase,
                                        memory_order_relaxed) & 1;
   atomic_fetch_add (&ticket.stripe->active[ticket.phase], 1);
+  full_barrier ();
   return ticket;
 }
 
@@ -103,6 +115,7 @@ epoch_synchronize (struct epoch *epoch)
 {
   unsigned round;
 
+  full_barrier ();
   for (round = 0; round < 2; ++round)
     wait_until_empty (epoch, atomic_fetch_add (&epoch->phase, 1) & 1);
 }

@@ -216,7 +216,10 @@ lookup_in_slice (const struct position *p, struct run *run)
   r = slice_cache_pin (l->slices, key, read_slice, (void *) p, &ref);
   if (r < 0)
     return r;
-  problem = decode_run (p, &ref, run);
+  do {
+    slice_restart (&ref);
+    problem = decode_run (p, &ref, run);
+  } while (!slice_still_valid (&ref));
   slice_unpin (l->slices, &ref);
   return problem ? corrupt (l, p->offset, problem) : 0;
 }

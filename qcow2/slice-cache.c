@@ -52,6 +52,11 @@ struct slice_cache {
   uint32_t hand;                /* of the clock */
   uint64_t nr_loads;
 
+  uint32_t dirty_list;          /* first slot plus one, or 0 */
+  size_t nr_dirty;
+  void (*pressure_fn) (void *opaque);
+  void *pressure_opaque;
+
   pthread_cond_t loaded[NR_CONDS]; /* by hash of the key */
   pthread_cond_t unpinned;
   unsigned nr_slot_waiters;
@@ -246,7 +251,7 @@ find_victim_locked (struct slice_cache *cache)
     struct slice_slot *s = &cache->slots[i];
 
     cache->hand = i + 1 == cache->nr_slots ? 0 : i + 1;
-    if (s->nr_pins > 0)
+    if (s->nr_pins > 0 || s->on_dirty_list)
       continue;
     if (!atomic_load_explicit (&s->used, memory_order_relaxed))
       return i;
@@ -318,6 +323,8 @@ claim (struct slice_cache *cache, uint64_t key, uint32_t *slot)
       begin_load_locked (cache, *slot, key);
       break;
     }
+    if (cache->nr_dirty > 0 && cache->pressure_fn)
+      cache->pressure_fn (cache->pressure_opaque);
     cache->nr_slot_waiters++;
     pthread_cond_wait (&cache->unpinned, &cache->lock);
     cache->nr_slot_waiters--;
@@ -359,9 +366,8 @@ slice_cache_pin (struct slice_cache *cache, uint64_t key,
     if (r < 0)
       return r;
   }
-  set_ref (cache, slot,
-           atomic_load_explicit (&cache->slots[slot].seq,
-                                 memory_order_acquire), ref);
+  set_ref (cache, slot, 0, ref);
+  slice_restart (ref);
   return 0;
 }
 
@@ -371,6 +377,251 @@ slice_unpin (struct slice_cache *cache, struct slice_ref *ref)
   pthread_mutex_lock (&cache->lock);
   if (--ref->slot->nr_pins == 0 && cache->nr_slot_waiters > 0)
     pthread_cond_broadcast (&cache->unpinned);
+  pthread_mutex_unlock (&cache->lock);
+}
+
+/*----- Changing -----*/
+
+void
+slice_restart (struct slice_ref *ref)
+{
+  do
+    ref->seq = atomic_load_explicit (&ref->slot->seq, memory_order_acquire);
+  while (ref->seq & 1);
+}
+
+void
+slice_begin_change (struct slice_ref *ref)
+{
+  ref->seq = atomic_fetch_add_explicit (&ref->slot->seq, 1,
+                                        memory_order_acq_rel) + 1;
+}
+
+/* The sectors that hold words FIRST to FIRST + NR - 1. */
+static uint8_t
+sector_mask (size_t first, size_t nr)
+{
+  unsigned low = first / 64, high = (first + nr - 1) / 64;
+
+  return (uint8_t) ((2u << high) - (1u << low));
+}
+
+static void
+put_on_dirty_list_locked (struct slice_cache *cache, struct slice_slot *s)
+{
+  if (s->on_dirty_list)
+    return;
+  s->on_dirty_list = true;
+  s->next_dirty = cache->dirty_list;
+  cache->dirty_list = (uint32_t) (s - cache->slots) + 1;
+  cache->nr_dirty++;
+}
+
+void
+slice_end_change (struct slice_cache *cache, struct slice_ref *ref,
+                  size_t first, size_t nr)
+{
+  struct slice_slot *s = ref->slot;
+  uint8_t mask = sector_mask (first, nr);
+
+  ref->seq = atomic_fetch_add_explicit (&s->seq, 1,
+                                        memory_order_acq_rel) + 1;
+  /* A slot with dirty sectors is on the list, so the lock is needed
+   * only for the first one.
+   */
+  if (atomic_fetch_or (&s->dirty, mask) == 0) {
+    pthread_mutex_lock (&cache->lock);
+    put_on_dirty_list_locked (cache, s);
+    pthread_mutex_unlock (&cache->lock);
+  }
+}
+
+/*----- Sealing -----*/
+
+static int
+grow_room (struct sealed_slices *sealed, size_t nr_slots,
+           unsigned sectors_per_slice)
+{
+  struct sealed_sector *sectors;
+  uint32_t *slots;
+  uint8_t *dirty;
+
+  sectors = realloc (sealed->sectors,
+                     (nr_slots * sectors_per_slice + 1) * sizeof *sectors);
+  if (sectors)
+    sealed->sectors = sectors;
+  slots = realloc (sealed->slots, (nr_slots + 1) * sizeof *slots);
+  if (slots)
+    sealed->slots = slots;
+  dirty = realloc (sealed->dirty, nr_slots + 1);
+  if (dirty)
+    sealed->dirty = dirty;
+  if (!sectors || !slots || !dirty)
+    return -ENOMEM;
+  sealed->room = nr_slots * sectors_per_slice;
+  sealed->slots_room = nr_slots;
+  return 0;
+}
+
+/* Copy the sectors of MASK as they stand between two changes. */
+static void
+copy_sectors (struct slice_cache *cache, uint32_t slot, uint8_t mask,
+              struct sealed_slices *sealed)
+{
+  const struct slice_slot *s = &cache->slots[slot];
+  const _Atomic uint64_t *words = slot_words (cache, slot);
+  size_t first = sealed->nr_sectors;
+  uint32_t seq;
+
+  do {
+    unsigned sector, i;
+
+    sealed->nr_sectors = first;
+    seq = atomic_load_explicit (&s->seq, memory_order_acquire);
+    for (sector = 0; sector < 8; ++sector) {
+      struct sealed_sector *out = &sealed->sectors[sealed->nr_sectors];
+      uint64_t copy[64];
+
+      if (!(mask & 1u << sector))
+        continue;
+      for (i = 0; i < 64; ++i)
+        copy[i] = atomic_load_explicit (&words[sector * 64 + i],
+                                        memory_order_acquire);
+      out->key = s->key;
+      out->byte_in_slice = sector * 512;
+      memcpy (out->data, copy, sizeof copy);
+      sealed->nr_sectors++;
+    }
+  } while ((seq & 1) ||
+           atomic_load_explicit (&s->seq, memory_order_relaxed) != seq);
+}
+
+/* Take the slots from the list, pinned, as many as there is room for. */
+static void
+take_dirty_locked (struct slice_cache *cache, struct sealed_slices *sealed)
+{
+  while (cache->dirty_list != 0 && sealed->nr_slots < sealed->slots_room) {
+    uint32_t slot = cache->dirty_list - 1;
+    struct slice_slot *s = &cache->slots[slot];
+
+    cache->dirty_list = s->next_dirty;
+    s->on_dirty_list = false;
+    cache->nr_dirty--;
+    s->nr_pins++;
+    sealed->slots[sealed->nr_slots++] = slot;
+  }
+}
+
+int
+slice_cache_seal (struct slice_cache *cache, struct sealed_slices *sealed)
+{
+  size_t nr_dirty = slice_cache_nr_dirty (cache), i;
+  int r;
+
+  memset (sealed, 0, sizeof *sealed);
+  if (nr_dirty == 0)
+    return 0;
+  /* Slices that become dirty from here on are for the next time. */
+  r = grow_room (sealed, nr_dirty, cache->slice_bytes / 512);
+  if (r < 0) {
+    free (sealed->sectors);
+    free (sealed->slots);
+    free (sealed->dirty);
+    memset (sealed, 0, sizeof *sealed);
+    return r;
+  }
+
+  pthread_mutex_lock (&cache->lock);
+  take_dirty_locked (cache, sealed);
+  pthread_mutex_unlock (&cache->lock);
+
+  for (i = 0; i < sealed->nr_slots; ++i) {
+    uint32_t slot = sealed->slots[i];
+
+    sealed->dirty[i] = atomic_exchange (&cache->slots[slot].dirty, 0);
+    copy_sectors (cache, slot, sealed->dirty[i], sealed);
+  }
+  return 0;
+}
+
+void
+slice_cache_unseal (struct slice_cache *cache, struct sealed_slices *sealed,
+                    bool written)
+{
+  size_t i;
+
+  pthread_mutex_lock (&cache->lock);
+  for (i = 0; i < sealed->nr_slots; ++i) {
+    struct slice_slot *s = &cache->slots[sealed->slots[i]];
+
+    if (!written && sealed->dirty[i]) {
+      atomic_fetch_or (&s->dirty, sealed->dirty[i]);
+      put_on_dirty_list_locked (cache, s);
+    }
+    s->nr_pins--;
+  }
+  if (cache->nr_slot_waiters > 0)
+    pthread_cond_broadcast (&cache->unpinned);
+  pthread_mutex_unlock (&cache->lock);
+
+  free (sealed->sectors);
+  free (sealed->slots);
+  free (sealed->dirty);
+  memset (sealed, 0, sizeof *sealed);
+}
+
+size_t
+slice_cache_nr_dirty (struct slice_cache *cache)
+{
+  size_t r;
+
+  pthread_mutex_lock (&cache->lock);
+  r = cache->nr_dirty;
+  pthread_mutex_unlock (&cache->lock);
+  return r;
+}
+
+size_t
+slice_cache_nr_slots (struct slice_cache *cache)
+{
+  return cache->nr_slots;
+}
+
+void
+slice_cache_on_pressure (struct slice_cache *cache,
+                         void (*fn) (void *opaque), void *opaque)
+{
+  pthread_mutex_lock (&cache->lock);
+  cache->pressure_fn = fn;
+  cache->pressure_opaque = opaque;
+  pthread_mutex_unlock (&cache->lock);
+}
+
+void
+slice_cache_drop (struct slice_cache *cache, uint64_t first, uint64_t end)
+{
+  uint64_t key;
+
+  pthread_mutex_lock (&cache->lock);
+  for (key = first; key < end; key += cache->slice_bytes) {
+    uint32_t slot = find_locked (cache, key);
+    struct slice_slot *s;
+
+    if (slot == NO_SLOT)
+      continue;
+    s = &cache->slots[slot];
+    if (s->nr_pins > 0) {
+      cache->nr_slot_waiters++;
+      pthread_cond_wait (&cache->unpinned, &cache->lock);
+      cache->nr_slot_waiters--;
+      key -= cache->slice_bytes; /* look again */
+      continue;
+    }
+    atomic_fetch_add_explicit (&s->seq, 1, memory_order_acq_rel);
+    atomic_store (&s->dirty, 0);
+    remove_locked (cache, slot);
+    atomic_fetch_add_explicit (&s->seq, 1, memory_order_release);
+  }
   pthread_mutex_unlock (&cache->lock);
 }
 
