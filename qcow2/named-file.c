@@ -6,8 +6,8 @@
  * follows all links, and has no effect on what it finds, be it a FIFO
  * or a tape drive.  The kernel then tells through /proc where the file
  * that the descriptor holds really is; only when that place and the
- * kind of file are allowed, the same file is opened for reading,
- * through the descriptor and not by name.  Whoever exchanges a link
+ * kind of file are allowed, the same file is opened for reading
+ * or writing, through the descriptor and not by name.  Whoever exchanges a link
  * between the steps wins nothing.
  *
  * The place is judged by canonical paths, component by component, on
@@ -254,9 +254,10 @@ clear_nonblock (int fd)
 }
 
 int
-named_file_open_operator (const char *filename, struct qcow2_error *error)
+named_file_open_operator (const char *filename, bool writable,
+                          struct qcow2_error *error)
 {
-  const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY;
+  const int flags = (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY;
   int fd;
 
   fd = open (filename, flags | O_NONBLOCK);
@@ -378,8 +379,9 @@ check_found (int fd, const struct named_file_rule *rule,
 int
 named_file_open (const struct named_file_rule *rule,
                  enum named_file_use use, const char *filename,
-                 struct qcow2_error *error)
+                 bool writable, struct qcow2_error *error)
 {
+  const int flags = (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY;
   int path_fd, fd, r;
 
   path_fd = open (filename, O_PATH | O_CLOEXEC);
@@ -390,7 +392,7 @@ named_file_open (const struct named_file_rule *rule,
   r = check_found (path_fd, rule, use, filename, error);
   if (r == 0) {
     /* This cannot be a FIFO any more: no need for O_NONBLOCK. */
-    fd = open (link_of_fd (path_fd).path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    fd = open (link_of_fd (path_fd).path, flags);
     r = fd != -1 ? fd : qcow2_error_set (error, errno, "%s: %s", filename,
                                          strerror (errno));
   }

@@ -45,7 +45,9 @@ storage_of_fd (struct opening *o, int fd, const char *filename,
 {
   int r;
 
-  r = qcow2_io_file_new (fd, filename, o->options->lock, s, o->error);
+  r = qcow2_io_file_new (fd, filename,
+                         o->options->lock ? QCOW2_IO_FILE_LOCK : 0,
+                         s, o->error);
   if (r < 0)
     return r;
   if (!o->options->wrap)
@@ -119,7 +121,8 @@ open_named_data_file (struct opening *o, const struct layer *l,
     qcow2_error_prefix (o->error, "%s: data file: ", l->filename);
     return fd;
   }
-  fd = named_file_open (o->rule, NAMED_FILE_DATA, name.path, o->error);
+  fd = named_file_open (o->rule, NAMED_FILE_DATA, name.path, false,
+                        o->error);
   if (fd < 0)
     qcow2_error_prefix (o->error, "%s: data file: ", l->filename);
   else {
@@ -147,7 +150,7 @@ open_data_file (struct opening *o, struct layer *l)
   }
 
   if (by_operator)
-    fd = named_file_open_operator (by_operator, o->error);
+    fd = named_file_open_operator (by_operator, false, o->error);
   else
     fd = open_named_data_file (o, l, &filename);
   if (fd < 0)
@@ -241,7 +244,7 @@ add_backing_layer (struct opening *o)
   r = backing_format (o, l, &name, &is_raw);
   if (r == 0) {
     fd = r = named_file_open (o->rule, NAMED_FILE_BACKING, name.path,
-                              o->error);
+                              false, o->error);
     if (fd < 0)
       qcow2_error_prefix (o->error, "%s: backing file: ", l->filename);
     else
@@ -257,7 +260,7 @@ open_layers (struct opening *o, const char *filename)
   struct chain *chain = &o->image->chain;
   int fd, r;
 
-  fd = named_file_open_operator (filename, o->error);
+  fd = named_file_open_operator (filename, false, o->error);
   if (fd < 0)
     return fd;
   r = named_file_rule_new (fd, o->options->allow_dirs,

@@ -65,6 +65,13 @@ struct qcow2_storage_ops {
   int (*zero) (struct qcow2_storage *s, uint64_t offset, uint64_t count,
                bool may_punch);
 
+  /* Advice that the bytes are not needed any more: what they read as is
+   * not known then.  Nothing beside them changes, nor the size.  May be
+   * NULL.
+   */
+  void (*discard) (struct qcow2_storage *s, uint64_t offset,
+                   uint64_t count);
+
   /* Cut or grow to SIZE_BYTES; what is added reads as zeros.
    * -EOPNOTSUPP for storage of fixed size.
    */
@@ -106,7 +113,10 @@ extern int qcow2_storage_hole (struct qcow2_storage *s, uint64_t offset,
 extern void qcow2_storage_prefetch (struct qcow2_storage *s, uint64_t offset,
                                     uint64_t count);
 
-/* Write exactly COUNT bytes.  DURABLE as in the vtable. */
+/* Write exactly COUNT bytes.  DURABLE as in the vtable.  On error any part
+ * of them may have been written.  -EROFS for storage that can't be written,
+ * here and below.
+ */
 extern int qcow2_storage_write (struct qcow2_storage *s, const void *buf,
                                 size_t count, uint64_t offset, bool durable);
 
@@ -114,6 +124,7 @@ extern int qcow2_storage_writev (struct qcow2_storage *s,
                                  const struct iovec *iov, int iovcnt,
                                  uint64_t offset, bool durable);
 
+/* 0 for storage that can't be written: there is nothing to be lost. */
 extern int qcow2_storage_flush (struct qcow2_storage *s);
 
 /* Make the range read as zeros: as the vtable's member, else by writing
@@ -123,8 +134,8 @@ extern int qcow2_storage_flush (struct qcow2_storage *s);
 extern int qcow2_storage_zero (struct qcow2_storage *s, uint64_t offset,
                                uint64_t count, bool may_punch);
 
-/* Give the range back to the host if it can take it; the bytes are not
- * needed any more, and read as zeros or as before.
+/* Give the range back to the host if it can take it: as the vtable's
+ * member, up to the end of the storage.
  */
 extern void qcow2_storage_discard (struct qcow2_storage *s, uint64_t offset,
                                    uint64_t count);

@@ -217,17 +217,18 @@ while_qemu_uses_it (void)
   ok (strstr (error.message, named) != NULL, "... on the file it names");
   ok (strstr (error.message, "lock=off") != NULL, "... and how to go on");
 
-  is_int (qcow2_io_file_new (fd, image, true, &s, &error), -EAGAIN,
+  is_int (qcow2_io_file_new (fd, image, QCOW2_IO_FILE_LOCK, &s, &error),
+          -EAGAIN,
           "no storage is made of it");
   ok (fcntl (fd, F_GETFD) == -1 && !s, "... and the descriptor is closed");
   fd = open_image (O_RDONLY);
-  is_int (qcow2_io_file_new (fd, image, false, &s, &error), 0,
+  is_int (qcow2_io_file_new (fd, image, 0, &s, &error), 0,
           "... but without locks it is");
   qcow2_storage_close (s);
   stop (pid);
 
   fd = open_image (O_RDONLY);
-  must (qcow2_io_file_new (fd, image, true, &s, NULL) == 0, "new");
+  must (qcow2_io_file_new (fd, image, QCOW2_IO_FILE_LOCK, &s, NULL) == 0, "new");
   qemu_may_write (false, "while a storage is open");
   qcow2_storage_close (s);
   qemu_may_write (true, "after a storage was closed");
