@@ -46,6 +46,13 @@ epoch_note_write (struct epoch_ticket ticket)
     atomic_store (&ticket.stripe->wrote, true);
 }
 
+/* For epoch_note_write outside of a request. */
+static inline struct epoch_ticket
+epoch_first_ticket (struct epoch *epoch)
+{
+  return (struct epoch_ticket) { .stripe = &epoch->stripes[0] };
+}
+
 /* Has any request written since the last call? */
 extern bool epoch_take_wrote (struct epoch *epoch);
 

@@ -281,6 +281,59 @@ refcounts_claim (struct refcounts *rc, uint64_t first, uint64_t nr)
   return (int64_t) n;
 }
 
+void
+refcounts_encode (const struct refcounts *rc, uint64_t *block,
+                  uint64_t index, uint64_t value)
+{
+  uint64_t *word = &block[word_of (rc, index)];
+
+  *word = htobe64 (word_set (rc, be64toh (*word), index, value));
+}
+
+/* What follows from a slice: NR refcounts from the position on are 0, or
+ * *SKIP are not.
+ */
+static uint64_t
+free_run (struct refcounts *rc, const struct slice_ref *ref,
+          const struct position *p, uint64_t max, uint64_t *skip)
+{
+  uint64_t nr = 0;
+
+  *skip = 0;
+  pthread_mutex_lock (&rc->lock);
+  while (*skip < max && load_at (rc, ref, p->first + *skip) != 0)
+    ++*skip;
+  while (*skip + nr < max && load_at (rc, ref, p->first + *skip + nr) == 0)
+    nr++;
+  pthread_mutex_unlock (&rc->lock);
+  return nr;
+}
+
+int
+refcounts_next_free (struct refcounts *rc, uint64_t from, uint64_t end,
+                     uint64_t *cluster, uint64_t *nr)
+{
+  *nr = 0;
+  while (from < end && *nr == 0) {
+    struct position p;
+    struct slice_ref ref;
+    uint64_t skip;
+    int r = pin (rc, from, &p, &ref);
+
+    if (r == -ENOENT) {
+      *nr = 1;                  /* claiming it makes a block */
+      break;
+    }
+    if (r < 0)
+      return r;
+    *nr = free_run (rc, &ref, &p, clip_to_slice (rc, &p, end - from), &skip);
+    slice_unpin (rc->slices, &ref);
+    from += skip;
+  }
+  *cluster = from;
+  return 0;
+}
+
 static int
 underflow (const struct refcounts *rc, uint64_t cluster)
 {
@@ -326,8 +379,7 @@ lower_run (struct refcounts *rc, struct slice_ref *ref,
 
 int
 refcounts_lower (struct refcounts *rc, uint64_t first, uint64_t nr,
-                 void (*zeroed) (void *opaque, uint64_t first, uint64_t nr),
-                 void *opaque)
+                 const struct refcount_observer *observer)
 {
   while (nr > 0) {
     struct position p;
@@ -338,13 +390,15 @@ refcounts_lower (struct refcounts *rc, uint64_t first, uint64_t nr,
     if (r < 0)
       return r == -ENOENT ? underflow (rc, first) : r;
     n = equal_run (rc, &ref, &p, clip_to_slice (rc, &p, nr), &value);
-    if (value == 1 && zeroed)
-      zeroed (opaque, first, n);
+    if (value == 1)
+      observer->before_free (observer->opaque, first, n);
     if (value > 0)
       lower_run (rc, &ref, &p, n, value);
     slice_unpin (rc->slices, &ref);
     if (value == 0)
       return underflow (rc, first);
+    if (value == 1)
+      observer->after_free (observer->opaque, first, n);
     first += n;
     nr -= n;
   }

@@ -59,15 +59,32 @@ extern int refcounts_get (struct refcounts *rc, uint64_t cluster,
 extern int64_t refcounts_claim (struct refcounts *rc, uint64_t first,
                                 uint64_t nr);
 
-/* Lower the refcounts of NR clusters from FIRST on by one.  ZEROED, if
- * not NULL, is called first for each run that is about to become 0.
- * -EIO, with a message in the log, if one is 0 already.
+/* Called for each run of clusters whose last reference is given up:
+ * before their refcounts become 0, and after.
+ */
+struct refcount_observer {
+  void (*before_free) (void *opaque, uint64_t first, uint64_t nr);
+  void (*after_free) (void *opaque, uint64_t first, uint64_t nr);
+  void *opaque;
+};
+
+/* Lower the refcounts of NR clusters from FIRST on by one.  By one thread
+ * at a time.  -EIO, with a message in the log, if one is 0 already.
  */
 extern int refcounts_lower (struct refcounts *rc, uint64_t first,
                             uint64_t nr,
-                            void (*zeroed) (void *opaque, uint64_t first,
-                                            uint64_t nr),
-                            void *opaque);
+                            const struct refcount_observer *observer);
+
+/* Find clusters whose refcount is 0: *NR of them from *CLUSTER on, in
+ * [FROM, END); *NR == 0 and *CLUSTER == END if there are none.
+ */
+extern int refcounts_next_free (struct refcounts *rc, uint64_t from,
+                                uint64_t end, uint64_t *cluster,
+                                uint64_t *nr);
+
+/* Set refcount INDEX in a block that is being made in memory. */
+extern void refcounts_encode (const struct refcounts *rc, uint64_t *block,
+                              uint64_t index, uint64_t value);
 
 /* Is there a block for this cluster's refcount? */
 extern bool refcounts_cover (struct refcounts *rc, uint64_t cluster);

@@ -151,8 +151,8 @@ extern void slice_cache_unseal (struct slice_cache *cache,
 extern size_t slice_cache_nr_dirty (struct slice_cache *cache);
 extern size_t slice_cache_nr_slots (struct slice_cache *cache);
 
-/* Called, without locks, when a thread has to wait for a slot: dirty
- * slices may be what is in its way.
+/* Called, under the cache's lock, when a thread has to wait for a slot:
+ * dirty slices may be what is in its way.
  */
 extern void slice_cache_on_pressure (struct slice_cache *cache,
                                      void (*fn) (void *opaque), void *opaque);
