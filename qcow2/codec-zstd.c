@@ -7,6 +7,9 @@
  * without streaming: frame after frame is decoded in one piece, straight
  * to its place in the cluster, until the cluster is full.  A frame that
  * does not fit or breaks off is damage; what follows is not looked at.
+ * The two differ only on frames that no compressor makes: a window above
+ * 128 MiB, or smaller than a block, passes here, and an empty compressed
+ * block, which the format forbids, does not.
  *
  * Decoding in one piece takes the output for the window.  However large
  * a window a frame asks for, no memory is allocated for it: a decoder

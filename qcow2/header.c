@@ -137,7 +137,11 @@ check_features (const struct header *h, struct qcow2_error *error)
                             "nb_snapshots is %" PRIu32 ", but an image with "
                             "an external data file can't have snapshots",
                             h->nr_snapshots);
-  if (h->autoclear_features & AUTOCLEAR_RAW_DATA && data_file &&
+  if (h->autoclear_features & AUTOCLEAR_RAW_DATA && !data_file)
+    return qcow2_error_set (error, EINVAL,
+                            "the raw external data bit is set, but the image "
+                            "has no external data file");
+  if (h->autoclear_features & AUTOCLEAR_RAW_DATA &&
       h->backing_name)
     return qcow2_error_set (error, EINVAL,
                             "the raw external data bit is set, but the image "
@@ -184,7 +188,10 @@ header_check_table (const struct header *h, uint64_t file_bytes,
     return qcow2_error_set (error, EINVAL,
                             "%s offset 0x%" PRIx64 " is not aligned to a "
                             "cluster", what, offset);
-  if (bytes > 0 && offset == 0)
+  /* Nothing is where an empty table points to. */
+  if (bytes == 0)
+    return 0;
+  if (offset == 0)
     return qcow2_error_set (error, EINVAL,
                             "%s offset is 0, which is the header's place",
                             what);

@@ -90,7 +90,7 @@ header_l1_entry_bits (const struct header *h)
 
 /* Check that a table of COUNT entries of ENTRY_BYTES at OFFSET is
  * aligned to clusters, at most MAX_BYTES long, and lies in the file of
- * FILE_BYTES.  WHAT and FIELD name it in messages.
+ * FILE_BYTES, unless COUNT is 0.  WHAT names it in messages.
  */
 extern int header_check_table (const struct header *h, uint64_t file_bytes,
                                const char *what, uint64_t offset,

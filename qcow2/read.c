@@ -30,22 +30,30 @@ read_data (const struct run *run, void *buf)
   return r;
 }
 
+/* Returns R, the result of decompressing RUN's cluster. */
 static int
-read_compressed (const struct qcow2 *image, const struct run *run, void *buf)
+report_compressed (const struct run *run, int r)
 {
   const struct layer *l = run->layer;
-  struct compressed_cluster c;
-  int r;
 
-  run_compressed_cluster (run, &c);
-  r = cluster_cache_read (image->clusters, &c, run->cluster_from, buf,
-                          run->length_bytes);
   if (r < 0)
     log_message (&l->log, QCOW2_LOG_ERROR,
                  "%s: can't read the compressed cluster at 0x%" PRIx64
                  " (%s, %zu bytes): %s", l->filename, run->host_offset,
                  l->codec->name, run->compressed_bytes, strerror (-r));
   return r;
+}
+
+static int
+read_compressed (const struct qcow2 *image, const struct run *run, void *buf)
+{
+  struct compressed_cluster c;
+
+  run_compressed_cluster (run, &c);
+  return report_compressed (run,
+                            cluster_cache_read (image->clusters, &c,
+                                                run->cluster_from, buf,
+                                                run->length_bytes));
 }
 
 static int
@@ -126,7 +134,8 @@ prefetch_compressed (const struct qcow2 *image, const struct run *run,
   if (c.cluster_bytes > *room_bytes)
     return 0;
   *room_bytes -= c.cluster_bytes;
-  return cluster_cache_prefetch (image->clusters, &c);
+  return report_compressed (run,
+                            cluster_cache_prefetch (image->clusters, &c));
 }
 
 int

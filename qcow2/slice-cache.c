@@ -16,6 +16,11 @@
  * read with acquire loads: a reader that saw a word of the new slice
  * also sees the sequence count that came before it, and starts again.
  *
+ * After a load that failed the count is even again, but the words are
+ * still those of the slice before, and a reader that was on its way to
+ * the slot may yet come by: so the slot loses its key while the count is
+ * odd.
+ *
  * Hash chains are walked without the lock.  A walk may end up in
  * another chain when a slot on its way changes hands; it then finds
  * nothing (the key decides), and is bounded.  Not to find a slice is
@@ -34,6 +39,7 @@
 #include "slice-cache.h"
 
 #define NO_SLOT UINT32_MAX
+#define NO_KEY UINT64_MAX
 #define MIN_SLOTS 16
 #define MAX_WALK 32
 #define NR_CONDS 16
@@ -62,9 +68,14 @@ struct slice_cache {
   unsigned nr_slot_waiters;
 };
 
+/* The high bits of a factor don't reach the lower ones of a product: so
+ * the top byte of a key, which tells layers apart, is brought down to
+ * where offsets have no bits.
+ */
 static uint32_t
 hash_key (uint64_t key)
 {
+  key ^= key >> 56;
   return (uint32_t) ((key * UINT64_C (0x9e3779b97f4a7c15)) >> 32);
 }
 
@@ -279,10 +290,12 @@ static void
 end_load_locked (struct slice_cache *cache, uint32_t slot, int error)
 {
   struct slice_slot *s = &cache->slots[slot];
+  uint64_t key = s->key;
 
   s->loading = false;
   if (error) {
     remove_locked (cache, slot);
+    atomic_store_explicit (&s->key, NO_KEY, memory_order_release);
     atomic_store_explicit (&s->used, false, memory_order_relaxed);
     s->nr_pins = 0;
     if (cache->nr_slot_waiters > 0)
@@ -291,7 +304,7 @@ end_load_locked (struct slice_cache *cache, uint32_t slot, int error)
   else
     mark_used (s);
   atomic_fetch_add_explicit (&s->seq, 1, memory_order_release);
-  pthread_cond_broadcast (&cache->loaded[hash_key (s->key) % NR_CONDS]);
+  pthread_cond_broadcast (&cache->loaded[hash_key (key) % NR_CONDS]);
 }
 
 /*----- Pinning -----*/

@@ -4,10 +4,10 @@
  * all layers of a chain and by all threads.
  *
  * A slice is an array of 64-bit words, big-endian as on disk.  It is
- * found by a 64-bit key, which says what it is a slice of.  A hit takes
- * no lock and writes nothing that another thread reads: the words are
- * loaded first, and then the slot's sequence count tells whether it
- * held that slice all the time.
+ * found by a 64-bit key (any but UINT64_MAX), which says what it is a
+ * slice of.  A hit takes no lock and writes nothing that another thread
+ * reads: the words are loaded first, and then the slot's sequence count
+ * tells whether it held that slice all the time.
  *
  *     if (slice_cache_find (cache, key, &ref)) {
  *       word = slice_load (&ref, i);
@@ -168,7 +168,7 @@ extern void slice_cache_drop (struct slice_cache *cache,
 extern void slice_restart (struct slice_ref *ref);
 
 struct slice_cache_stats {
-  uint64_t nr_loads;            /* slices filled so far */
+  uint64_t nr_loads;            /* begun so far, failed ones too */
   size_t nr_slots;
   size_t nr_slots_touched;      /* slots that have taken memory */
 };

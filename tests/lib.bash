@@ -22,6 +22,7 @@ TOP=${TOP:-$(cd "$BATS_TEST_DIRNAME/.." && pwd)}
 BUILD_DIR=${BUILD_DIR:-$TOP/build}
 plugin=${QCOW2_PLUGIN:-$TOP/nbdkit-qcow2-plugin.so}
 PYTHON=/usr/bin/python3
+PATH=$PATH:/usr/sbin:/sbin
 
 export TOP BUILD_DIR PYTHON
 

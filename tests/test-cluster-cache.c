@@ -19,7 +19,6 @@
 
 #define KiB ((size_t) 1024)
 #define MiB (1024 * KiB)
-
 #define NR_THREADS 16
 
 /*----- Storage -----*/
@@ -94,11 +93,7 @@ fake_free_decoder (void *decoder)
   free (decoder);
 }
 
-static uint64_t
-word (uint64_t seed, size_t i)
-{
-  return (seed << 32) + i;
-}
+#define word(seed, i) (((seed) << 32) + (i))
 
 static int
 fake_decompress (void *decoder, const void *in, size_t in_bytes,
@@ -141,9 +136,7 @@ set_gate (bool closed)
 /*----- What the tests share -----*/
 
 static struct fake_storage storage = { .s = { &fake_ops } };
-static struct fake_storage other_storage = {
-  .s = { &fake_ops }, .salt = 1,
-};
+static struct fake_storage other_storage = { .s = { &fake_ops }, .salt = 1 };
 
 static struct compressed_cluster
 cluster (uint64_t index, size_t cluster_bytes)
@@ -174,29 +167,21 @@ is_right (const struct compressed_cluster *c, size_t from,
   return true;
 }
 
-/* Read and compare. */
-static bool
-reads_right (struct cluster_cache *cache, const struct compressed_cluster *c,
-             size_t from, size_t count)
-{
-  unsigned char *buf = malloc (count);
-  bool right = cluster_cache_read (cache, c, from, buf, count) == 0 &&
-    is_right (c, from, buf, count);
-
-  free (buf);
-  return right;
-}
-
+/* Read and compare.  Returns 0, the error, or 1 for wrong data. */
 static int
-read_error (struct cluster_cache *cache, const struct compressed_cluster *c,
-            size_t from, size_t count)
+read_part (struct cluster_cache *cache, const struct compressed_cluster *c,
+           size_t from, size_t count)
 {
   unsigned char *buf = malloc (count);
   int r = cluster_cache_read (cache, c, from, buf, count);
 
+  if (r == 0 && !is_right (c, from, buf, count))
+    r = 1;
   free (buf);
   return r;
 }
+
+#define reads_right(...) (read_part (__VA_ARGS__) == 0)
 
 static struct cluster_cache_stats
 stats_of (struct cluster_cache *cache)
@@ -238,7 +223,7 @@ test_identity (void)
   c.compressed_bytes = 4;       /* too short for this codec */
   ok (reads_right (cache, &a, 8, 100), "a cluster");
   ok (reads_right (cache, &b, 8, 100), "at the same offset of another layer");
-  is_int (read_error (cache, &c, 8, 100), -EIO,
+  is_int (read_part (cache, &c, 8, 100), -EIO,
           "a length that is too short fails though the offset is cached");
   ok (reads_right (cache, &a, 8, 100), "which changes nothing for the other");
   cluster_cache_free (cache);
@@ -249,7 +234,6 @@ test_whole_clusters_pass_by (void)
 {
   struct cluster_cache *cache = cluster_cache_new (4 * 64 * KiB);
   struct compressed_cluster c;
-  uint64_t before;
   bool right = true;
   unsigned i;
 
@@ -262,12 +246,11 @@ test_whole_clusters_pass_by (void)
     right &= reads_right (cache, &c, 0, 64 * KiB);
   }
   is_int (nr_decompressed (cache), 104, "4 partial, 100 whole reads");
-  before = nr_decompressed (cache);
   for (i = 0; i < 4; i++) {
     c = cluster (i, 64 * KiB);
     right &= reads_right (cache, &c, 1000, 512);
   }
-  is_int (nr_decompressed (cache), before,
+  is_int (nr_decompressed (cache), 104,
           "reads of whole clusters push none out");
   is_int (memory_bytes (cache), 4 * 64 * KiB, "nor are they kept");
   ok (right, "all was read right");
@@ -337,15 +320,15 @@ test_errors (void)
   struct compressed_cluster past_end = cluster (STORAGE_BYTES / 512, 4096);
 
   atomic_store (&storage.fail_every, 1);
-  is_int (read_error (cache, &c, 0, 512), -EIO, "failing storage, a part");
-  is_int (read_error (cache, &c, 0, 64 * KiB), -EIO, "a whole cluster");
+  is_int (read_part (cache, &c, 0, 512), -EIO, "failing storage, a part");
+  is_int (read_part (cache, &c, 0, 64 * KiB), -EIO, "a whole cluster");
   is_int (cluster_cache_prefetch (cache, &c), -EIO, "prefetch");
   atomic_store (&storage.fail_every, 0);
   is_int (memory_bytes (cache), 0, "nothing is kept");
   is_int (nr_decompressed (cache), 0, "nothing was decompressed");
 
-  is_int (read_error (cache, &past_end, 0, 512), -EIO, "damaged, a part");
-  is_int (read_error (cache, &past_end, 0, 4096), -EIO, "a whole cluster");
+  is_int (read_part (cache, &past_end, 0, 512), -EIO, "damaged, a part");
+  is_int (read_part (cache, &past_end, 0, 4096), -EIO, "a whole cluster");
   is_int (memory_bytes (cache), 0, "nothing is kept");
   ok (reads_right (cache, &c, 0, 512), "the storage works again: a part");
   ok (reads_right (cache, &c, 0, 64 * KiB), "and a whole cluster");
@@ -356,7 +339,7 @@ static void
 test_mixed_sizes (void)
 {
   static const size_t sizes[] = { 512, 4096, 64 * KiB, 2 * MiB };
-  struct cluster_cache *cache = cluster_cache_new (2 * MiB + 100 * KiB);
+  struct cluster_cache *cache = cluster_cache_new (2 * MiB);
   struct compressed_cluster c;
   bool right = true, bounded = true;
   unsigned i;
@@ -365,11 +348,17 @@ test_mixed_sizes (void)
     c = cluster (i, sizes[i * 7 % 31 % 4]);
     c.layer = i % 4;
     right &= reads_right (cache, &c, 100, 300);
-    bounded &= memory_bytes (cache) <= 2 * MiB + 100 * KiB;
+    bounded &= memory_bytes (cache) <= 2 * MiB;
   }
   ok (right, "clusters of all sizes in one cache");
   ok (bounded, "never take more than the budget");
   is_int (nr_decompressed (cache), 400, "each was decompressed once");
+
+  c = cluster (1000, 2 * MiB);
+  ok (reads_right (cache, &c, 0, 8), "one that takes all of it");
+  c = cluster (1001, 512);
+  ok (reads_right (cache, &c, 0, 8), "a small one takes its place");
+  is_int (memory_bytes (cache), 512, "the rest of the place is free again");
   cluster_cache_free (cache);
 }
 
@@ -403,20 +392,15 @@ struct reader {
   struct compressed_cluster c;
   size_t from, count;
   int r;
-  bool right;
 };
 
 static void *
 read_once (void *arg)
 {
   struct reader *reader = arg;
-  unsigned char *buf = malloc (reader->count);
 
-  reader->r = cluster_cache_read (reader->cache, &reader->c, reader->from,
-                                  buf, reader->count);
-  reader->right = reader->r == 0 &&
-    is_right (&reader->c, reader->from, buf, reader->count);
-  free (buf);
+  reader->r = read_part (reader->cache, &reader->c, reader->from,
+                         reader->count);
   return NULL;
 }
 
@@ -464,7 +448,7 @@ test_storm (size_t budget_bytes, bool whole, size_t kept_bytes,
   atomic_store (&storage.nr_reads, 0);
   storm (readers, cache, &c, whole);
   for (i = 0; i < NR_THREADS; i++)
-    right += readers[i].right;
+    right += readers[i].r == 0;
   is_int (right, NR_THREADS, "%s: all readers get the data", what);
   is_int (nr_decompressed (cache), 1, "%s: decompressed once", what);
   is_int (memory_bytes (cache), kept_bytes, "%s: what is kept", what);
@@ -491,8 +475,7 @@ test_room_taken_by_load (void)
   set_gate (true);
   for (i = 0; i < 2; i++) {
     readers[i] = (struct reader) {
-      .cache = cache, .c = cluster (i, 64 * KiB), .count = 100,
-    };
+      .cache = cache, .c = cluster (i, 64 * KiB), .count = 100 };
     pthread_create (&readers[i].thread, NULL, read_once, &readers[i]);
   }
   while (atomic_load (&storage.nr_reads) < 2)
@@ -500,23 +483,22 @@ test_room_taken_by_load (void)
   is_int (memory_bytes (cache), 64 * KiB,
           "two loads, room for one: the budget holds");
   set_gate (false);
-  for (i = 0; i < 2; i++)
-    pthread_join (readers[i].thread, NULL);
-  ok (readers[0].right && readers[1].right, "both get their data");
+  pthread_join (readers[0].thread, NULL);
+  pthread_join (readers[1].thread, NULL);
+  ok (readers[0].r == 0 && readers[1].r == 0, "both get their data");
   is_int (memory_bytes (cache), 64 * KiB, "one is kept");
   cluster_cache_free (cache);
 }
 
 /*----- Eviction under load -----*/
 
-#define STORM_READS 1500
-
+#define STORM_READS 600         /* for each thread */
 struct worker {
   pthread_t thread;
   struct cluster_cache *cache;
   size_t budget_bytes;
   unsigned number;
-  unsigned nr_right, nr_failed, nr_wrong, nr_above_budget;
+  unsigned nr_right, nr_failed, nr_above_budget;
 };
 
 static void
@@ -542,8 +524,6 @@ random_read (struct worker *w, unsigned short *seed)
     w->nr_failed++;
   else if (r == 0 && is_right (&c, from, buf, count))
     w->nr_right++;
-  else
-    w->nr_wrong++;
   if (memory_bytes (w->cache) > w->budget_bytes)
     w->nr_above_budget++;
 }
@@ -566,7 +546,6 @@ test_eviction_storm (size_t budget_bytes, unsigned fail_every,
 {
   struct cluster_cache *cache = cluster_cache_new (budget_bytes);
   struct worker workers[NR_THREADS];
-  struct compressed_cluster c = cluster (9, 64 * KiB);
   unsigned i, right = 0, failed = 0, above = 0;
   unsigned made = atomic_load (&nr_decoders_made);
 
@@ -592,7 +571,6 @@ test_eviction_storm (size_t budget_bytes, unsigned fail_every,
   is_int (above, 0, "%s: the budget always holds", what);
   ok (atomic_load (&nr_decoders_made) - made <= 2 * NR_THREADS,
       "%s: no more decoders than threads, for each codec", what);
-  ok (reads_right (cache, &c, 5, 6), "%s: reads go on", what);
   cluster_cache_free (cache);
 }
 

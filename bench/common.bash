@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# shellcheck shell=bash
+# shellcheck disable=SC2034
+#
+# What bench/run and bench/profile share: the rows, the images they read, and
+# the three servers.  A row is a set of variables (see row_settings).  Images
+# are made on first use in $images; servers are started afresh for each
+# measurement, so that luck with memory layout is averaged over the rounds.
+
+bench=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+: "${BENCH_PLUGIN:=$bench/../nbdkit-qcow2-plugin.so}"
+: "${BENCH_SECONDS:=1}" "${BENCH_ROUNDS:=5}"
+
+ramp_ms=250            # not counted, at the start of each run of fio
+cluster_bytes=65536
+area_mib=2048           # allocated, from offset 0
+virtual_mib=8192
+overlays=8
+
+all_rows=(random-read sequential-read small-cache overlays copy-out
+          zstd-large zstd-fits copy-out-zstd copy-out-zlib)
+
+images=           # directory of the images
+where=            # tmpfs or disk
+scratch=          # directory of sockets, samples and logs
+server_pid=
+
+die ()
+{
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 2
+}
+
+say ()
+{
+  printf '%s\n' "$*" >&2
+}
+
+# row_settings ROW: sets what is measured, on what, and the goals.
+#   tool       fio or nbdcopy
+#   image raw  files in $images; raw has the content of image
+#   read_mib   reads stay below this offset
+#   ours_extra, l2_cache   parameters for our server and for qemu-nbd
+#   goal_qemu, goal_raw    least ratios, or "null"
+row_settings ()
+{
+  tool=fio rw=randread block=4k depth=16 read_mib=$area_mib
+  image=plain.qcow2 raw=plain.raw
+  ours_extra=() l2_cache='' goal_qemu=null goal_raw=null
+
+  case $1 in
+    random-read) goal_qemu=1.6 goal_raw=0.95 ;;
+    sequential-read)
+      rw=read block=1m depth=8 goal_qemu=1.5 goal_raw=0.95 ;;
+    small-cache)
+      # One L2 table of 64 KiB maps 512 MiB.
+      l2_cache=$((area_mib * cluster_bytes / 512 / 16))
+      ours_extra=("cache-size=$l2_cache") goal_qemu=1.2 ;;
+    overlays)
+      image=chain$overlays.qcow2 goal_qemu=2.0 goal_raw=0.9 ;;
+    copy-out) tool=nbdcopy goal_qemu=1.1 goal_raw=0.95 ;;
+    zstd-large)
+      image=zstd.qcow2 raw=text.raw read_mib=512 goal_qemu=1.6
+      ours_extra=(compressed-cache-size=32M) ;;
+    zstd-fits)
+      image=zstd.qcow2 raw=text.raw read_mib=24 goal_qemu=3
+      ours_extra=(compressed-cache-size=32M) ;;
+    copy-out-zstd)
+      tool=nbdcopy image=zstd.qcow2 raw=text.raw goal_qemu=1.4 ;;
+    copy-out-zlib)
+      tool=nbdcopy image=zlib.qcow2 raw=text.raw goal_qemu=2 ;;
+    *) die "unknown row '$1'; the rows are: ${all_rows[*]}" ;;
+  esac
+}
+
+# set_up tmpfs|disk: checks the tools, makes $images and $scratch.
+set_up ()
+{
+  local t
+  for t in nbdkit qemu-nbd qemu-img fio nbdcopy jq openssl awk; do
+    command -v "$t" > /dev/null || die "$t is not installed"
+  done
+  [ -f "$BENCH_PLUGIN" ] || die "$BENCH_PLUGIN does not exist: run make"
+
+  trap tear_down EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  local parent=/dev/shm type
+  [ "$1" = tmpfs ] || parent=${TMPDIR:-/var/tmp}
+  scratch=$(mktemp -d -p "$parent" qcow2-bench.XXXXXX)
+  images=$scratch
+  if [ -n "${BENCH_DIR-}" ]; then
+    mkdir -p "$BENCH_DIR"
+    images=$(cd -- "$BENCH_DIR" && pwd)
+  fi
+
+  type=$(stat -f -c %T "$images")
+  where=$1
+  case $where:$type in
+    tmpfs:tmpfs) ;;
+    tmpfs:*) die "$images is on $type, which is not a tmpfs" ;;
+    disk:tmpfs | disk:ramfs)
+      die "$images is on $type, which is not a disk" ;;
+    disk:*) ;;
+    *) die "BENCH_WHERE is tmpfs or disk, not '$where'" ;;
+  esac
+  local free_kib
+  free_kib=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
+  [ "$free_kib" -ge $((9 << 20)) ] || die "needs 9 GiB of free memory"
+}
+
+tear_down ()
+{
+  stop_server
+  [ -z "$scratch" ] || rm -rf -- "$scratch"
+  scratch=
+}
+
+# ---- Images
+
+# make_image FILE...: makes those of the files that are not there yet.
+make_image ()
+{
+  local f
+  for f in "$@"; do
+    [ ! -e "$images/$f" ] || continue
+    say "making $f"
+    case $f in
+      plain.raw) make_plain_raw ;;
+      text.raw) make_text_raw ;;
+      plain.qcow2) make_image plain.raw; convert plain.raw "$f" ;;
+      zlib.qcow2 | zstd.qcow2)
+        make_image text.raw
+        convert text.raw "$f" -c -o "compression_type=${f%.qcow2}"
+        check_compressed "$f" ;;
+      chain*.qcow2) make_image plain.raw; make_chain ;;
+      *) die "no way to make $f" ;;
+    esac || die "cannot make $f"
+  done
+}
+
+# convert RAW QCOW2 [OPTION...]
+convert ()
+{
+  local from=$1 to=$2
+  shift 2
+  qemu-img convert -f raw -O qcow2 "$@" "$images/$from" "$images/$to.new" &&
+    mv "$images/$to.new" "$images/$to"
+}
+
+make_plain_raw ()
+{
+  local new=$images/plain.raw.new
+  head -c "${area_mib}M" /dev/zero |
+    openssl enc -aes-128-ctr -K 000102030405060708090a0b0c0d0e0f \
+            -iv 00000000000000000000000000000000 > "$new" &&
+    truncate -s "${virtual_mib}M" "$new" && mv "$new" "$images/plain.raw"
+}
+
+# One piece of text again and again; its odd length puts it at another place
+# of the cluster each time.
+make_text_raw ()
+{
+  local new=$images/text.raw.new piece=$images/text.piece size=0
+  local piece_bytes=$(((256 << 20) - 4099))
+  awk -v bytes=$piece_bytes -f "$bench/text.awk" > "$piece" &&
+    truncate -s $piece_bytes "$piece" && : > "$new" || return
+  while [ $size -lt $((area_mib << 20)) ]; do
+    cat "$piece" >> "$new" || return
+    size=$((size + piece_bytes))
+  done
+  rm "$piece"
+  truncate -s "${area_mib}M" "$new" && truncate -s "${virtual_mib}M" "$new" &&
+    mv "$new" "$images/text.raw"
+}
+
+# check_compressed FILE: fails unless each cluster is compressed.
+check_compressed ()
+{
+  local clusters=$(((area_mib << 20) / cluster_bytes))
+  qemu-img check --output=json "$images/$1" |
+    jq -e --argjson n $clusters \
+       '."allocated-clusters" == $n and ."compressed-clusters" == $n' \
+       > /dev/null
+}
+
+# Each layer is made from a sparse file that holds the layer's part of
+# plain.raw, then told its backing file.
+make_chain ()
+{
+  local layer part=$images/layer.raw name first count
+  for ((layer = 0; layer <= overlays; layer++)); do
+    name=chain$layer.qcow2
+    rm -f "$part"
+    truncate -s "${virtual_mib}M" "$part" || return
+    while read -r first count; do
+      dd if="$images/plain.raw" of="$part" bs=$cluster_bytes status=none \
+         conv=notrunc skip="$first" seek="$first" count="$count" || return
+    done < <(awk -v clusters=$(((area_mib << 20) / cluster_bytes)) \
+                 -v overlays=$overlays -v layer=$layer \
+                 -f "$bench/layers.awk")
+    convert layer.raw "$name" || return
+    [ $layer -eq 0 ] ||
+      qemu-img rebase -u -f qcow2 -F qcow2 -b "chain$((layer - 1)).qcow2" \
+               "$images/$name" || return
+  done
+  rm "$part"
+}
+
+# keep_images FILE...: unless BENCH_DIR keeps them, removes all but these.
+keep_images ()
+{
+  local path f keep
+  [ -z "${BENCH_DIR-}" ] || return 0
+  for path in "$images"/*.raw "$images"/*.qcow2; do
+    [ -e "$path" ] || continue
+    keep=no
+    for f in "$@"; do
+      [ "${path##*/}" != "$f" ] || keep=yes
+      [[ $f != chain* || ${path##*/} != chain* ]] || keep=yes
+    done
+    [ $keep = yes ] || rm -- "$path"
+  done
+}
+
+# warm_images: reads the row's images into the page cache.
+warm_images ()
+{
+  local files=("$images/$raw" "$images/$image")
+  [[ $image != chain* ]] || files+=("$images"/chain*.qcow2)
+  [ "$where" = tmpfs ] || cat -- "${files[@]}" > /dev/null
+}
+
+# ---- Servers
+
+# start_server ours|qemu|raw: serves the row's image on $scratch/socket.
+start_server ()
+{
+  local socket=$scratch/socket pidfile=$scratch/pid command
+  local qemu=(qemu-nbd -e 16 --aio=io_uring --cache=writeback --discard=unmap
+              --persistent -r -k "$socket" --pid-file="$pidfile")
+  local nbdkit=(nbdkit -f -r -U "$socket" -P "$pidfile")
+
+  case $1 in
+    ours) command=("${nbdkit[@]}" "$BENCH_PLUGIN" file="$images/$image"
+                   "${ours_extra[@]}") ;;
+    raw) command=("${nbdkit[@]}" file "$images/$raw") ;;
+    qemu)
+      if [ -n "$l2_cache" ]; then
+        local opts=driver=qcow2,l2-cache-size=$l2_cache
+        opts+=,file.driver=file,file.filename=$images/$image
+        command=("${qemu[@]}" --image-opts "$opts")
+      else
+        command=("${qemu[@]}" -f qcow2 "$images/$image")
+      fi ;;
+  esac
+
+  rm -f "$socket" "$pidfile"
+  "${command[@]}" > "$scratch/server.log" 2>&1 &
+  server_pid=$!
+  uri="nbd+unix:///?socket=$socket"
+  local i
+  for ((i = 0; i < 200; i++)); do
+    [ ! -s "$pidfile" ] || return 0
+    kill -0 "$server_pid" 2> /dev/null || break
+    sleep 0.05
+  done
+  cat "$scratch/server.log" >&2
+  die "the server does not start: ${command[*]}"
+}
+
+stop_server ()
+{
+  [ -n "$server_pid" ] || return 0
+  kill "$server_pid" 2> /dev/null
+  wait "$server_pid" 2> /dev/null
+  server_pid=
+}
+
+# run_fio CONNECTIONS SECONDS: leaves the result in $scratch/fio.json.
+run_fio ()
+{
+  local size=$read_mib step=0
+  # Sequential readers each take a part of their own.
+  if [ "$rw" = read ]; then
+    size=$((read_mib / $1)) step=$size
+  fi
+  timeout $(($2 + 60)) \
+    fio --name=row --ioengine=nbd --uri="$uri" --rw="$rw" --bs="$block" \
+        --iodepth="$depth" --numjobs="$1" --group_reporting \
+        --size="${size}m" --offset_increment="${step}m" --norandommap \
+        --time_based --ramp_time="${ramp_ms}ms" --runtime="$2" \
+        --output-format=json --output="$scratch/fio.json" \
+        > "$scratch/fio.log" 2>&1 ||
+    { cat "$scratch/fio.log" >&2; die "fio failed"; }
+}
+
+# run_nbdcopy CONNECTIONS: copies the image to nowhere.
+run_nbdcopy ()
+{
+  timeout 300 nbdcopy --connections="$1" -- "$uri" null: \
+          > "$scratch/nbdcopy.log" 2>&1 ||
+    { cat "$scratch/nbdcopy.log" >&2; die "nbdcopy failed"; }
+}

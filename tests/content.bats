@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# shellcheck shell=bash disable=SC2154,SC2086
+#
+# What a client reads is what QEMU reads, for every kind of image: whole, and
+# in random pieces from four connections at once.
+
+load lib
+load make-image
+
+# same_as_qemu [odd=N] KIND ...: makes an image of this kind, cuts N bytes off
+# its end, and compares.
+same_as_qemu ()
+{
+    local params=() odd=0 size=
+    if [[ $1 == odd=* ]]; then odd=${1#odd=}; shift; fi
+    rm -f disk.qcow2* qemu.raw
+
+    make_image disk.qcow2 "$@"
+    qemu_raw disk.qcow2 qemu.raw
+    if [ "$odd" -gt 0 ]; then
+        # For QEMU a disk ends with a sector.
+        size=$(($(stat -c %s qemu.raw) - odd))
+        set_virtual_size disk.qcow2 $size
+        truncate -s $size qemu.raw
+    fi
+    [ ! -e disk.qcow2.data ] || params+=(data-file=disk.qcow2.data)
+    serves_as qemu.raw disk.qcow2 "${params[@]}" || fail "kind: $*"
+}
+
+# serves_as RAW ARG ...: a server with these ARGs shows the disk RAW.
+serves_as ()
+{
+    local raw=$1
+    shift
+    start_nbdkit "$@" &&
+        assert_same_content "$uri" "$raw" &&
+        "$PYTHON" "$BATS_TEST_DIRNAME/nbd-random-reads.py" "$uri" "$raw" &&
+        stop_nbdkit
+}
+
+@test "512-byte clusters" {
+    local c="cluster=512 size=1000448"
+    same_as_qemu $c version=2 compression=zlib snapshots=2 seed=11
+    same_as_qemu $c refcount=1 backing=raw backing_size=700001 seed=12
+    same_as_qemu $c refcount=64 compression=zstd backing=qcow2 seed=13
+    same_as_qemu $c data=on backing=qcow2 backing_size=2000384 seed=14
+    same_as_qemu $c data=raw seed=15
+    same_as_qemu odd=3 $c compression=zlib seed=16
+    same_as_qemu odd=511 $c version=2 backing=raw backing_size=2000001 seed=17
+    same_as_qemu $c refcount=8 compression=zlib backing=qcow2 \
+        backing_cluster=2097152 snapshots=1 seed=18
+}
+
+@test "4 KiB clusters" {
+    local c="cluster=4096 size=5000192"
+    same_as_qemu $c version=2 backing=qcow2 snapshots=1 seed=21
+    same_as_qemu $c refcount=1 compression=zstd seed=22
+    same_as_qemu $c refcount=64 data=on backing=raw backing_size=3000001 seed=23
+    same_as_qemu $c data=raw refcount=1 seed=24
+    same_as_qemu odd=1 $c compression=zlib backing=raw snapshots=3 seed=25
+    same_as_qemu odd=4095 $c version=2 compression=zlib backing=qcow2 \
+        backing_cluster=512 backing_size=3000320 seed=26
+    same_as_qemu $c refcount=8 compression=zstd backing=qcow2 \
+        backing_size=7000064 writes=200 snapshots=1 seed=27
+    same_as_qemu $c prealloc=metadata refcount=64 seed=28
+}
+
+@test "64 KiB clusters" {
+    local c="cluster=65536 size=40000000"
+    same_as_qemu $c version=2 compression=zlib seed=31
+    same_as_qemu $c version=2 backing=raw backing_size=50000001 seed=32
+    same_as_qemu $c refcount=1 backing=qcow2 backing_cluster=4096 seed=33
+    same_as_qemu $c refcount=64 compression=zstd snapshots=2 seed=34
+    same_as_qemu $c refcount=32 data=raw seed=35
+    same_as_qemu $c data=on backing=qcow2 backing_size=3000320 seed=36
+    same_as_qemu odd=100 $c compression=zstd backing=raw snapshots=1 seed=37
+    same_as_qemu odd=65537 $c version=2 compression=zlib backing=qcow2 \
+        backing_size=100000256 snapshots=1 seed=38
+    same_as_qemu $c prealloc=metadata snapshots=1 seed=39
+}
+
+@test "2 MiB clusters" {
+    local c="cluster=2097152 size=60000256"
+    same_as_qemu $c version=2 compression=zlib snapshots=1 seed=41
+    same_as_qemu $c refcount=1 compression=zstd backing=raw seed=42
+    same_as_qemu $c refcount=64 backing=qcow2 backing_cluster=512 \
+        backing_size=1000448 seed=43
+    same_as_qemu $c data=on compression= seed=44
+    same_as_qemu odd=2097151 $c compression=zlib backing=qcow2 \
+        backing_size=90000384 seed=45
+    same_as_qemu odd=255 $c data=raw refcount=64 seed=46
+}
+
+@test "extended L2 entries" {
+    local c="extended=on size=3000320"
+    same_as_qemu $c cluster=16384 compression=zlib backing=raw writes=150 \
+        backing_size=2000001 seed=51
+    same_as_qemu $c cluster=16384 refcount=64 snapshots=2 writes=150 seed=52
+    same_as_qemu $c cluster=65536 refcount=1 compression=zstd backing=qcow2 \
+        backing_size=4000256 writes=100 seed=53
+    same_as_qemu $c cluster=65536 data=on backing=raw writes=100 seed=54
+    same_as_qemu $c cluster=65536 data=raw writes=100 seed=55
+    same_as_qemu $c cluster=65536 prealloc=metadata snapshots=1 seed=56
+    same_as_qemu $c cluster=2097152 size=30000128 compression=zlib snapshots=1 \
+        backing=qcow2 seed=57
+    same_as_qemu odd=77 $c cluster=2097152 size=30000128 refcount=64 seed=58
+    same_as_qemu odd=7777 $c cluster=32768 compression=zstd backing=qcow2 \
+        backing_cluster=512 backing_size=3000320 snapshots=1 seed=59
+}
+
+# Each of the 32 subclusters of a cluster in each state, next to each other one.
+@test "subclusters in all states" {
+    local extents s size=$((32 * 2048)) kind
+    pattern_file pattern1 100003
+    head -c $size /dev/urandom > base.raw
+    qemu-img create -q -f qcow2 -o cluster_size=64k,extended_l2=on \
+        -b base.raw -F raw disk.qcow2
+    for ((s = 0; s < 32; s++)); do
+        kind=$((s * s / 3 % 3))
+        [ $kind -ne 0 ] || echo "write -q -s pattern1 $((s * 2048)) 2048"
+        [ $kind -ne 1 ] || echo "write -q -z $((s * 2048)) 2048"
+    done > commands
+    qemu_io -f qcow2 disk.qcow2 < commands
+    qemu_raw disk.qcow2 qemu.raw
+
+    # The bitmap of the first entry: all three states are there.
+    extents=$(qemu-img map --output=json disk.qcow2)
+    [[ $extents == *'"depth": 1'* && $extents == *'"zero": true'* ]]
+    serves_as qemu.raw disk.qcow2
+}
+
+@test "an image of no bytes, and of few" {
+    local size
+    for size in 0 512 1024; do
+        qemu-img create -q -f qcow2 disk.qcow2 $size
+        [ $size -eq 0 ] ||
+            qemu-io -f qcow2 -c "write -q -P 7 0 $size" disk.qcow2
+        qemu_raw disk.qcow2 qemu.raw
+        start_nbdkit disk.qcow2
+        [ "$(nbdinfo --size "$uri")" -eq $size ]
+        assert_same_content "$uri" qemu.raw
+        stop_nbdkit
+    done
+    for size in 1 511 513; do
+        set_virtual_size disk.qcow2 $size
+        printf '\7%.0s' $(seq $size) > want.raw
+        serves_as want.raw disk.qcow2
+    done
+}
+
+@test "an overlay of no bytes over a backing file, and one over none" {
+    head -c 100000 /dev/urandom > base.raw
+    qemu-img create -q -f qcow2 -b base.raw -F raw disk.qcow2 0
+    start_nbdkit disk.qcow2
+    [ "$(nbdinfo --size "$uri")" -eq 0 ]
+    stop_nbdkit
+
+    : > base.raw
+    qemu-img create -q -f qcow2 -b base.raw -F raw disk.qcow2 200000
+    qemu-io -f qcow2 -c 'write -q -P 9 100000 50000' disk.qcow2
+    qemu_raw disk.qcow2 qemu.raw
+    serves_as qemu.raw disk.qcow2
+}
+
+@test "the file ends within the last cluster" {
+    local cut
+    pattern_file pattern1 65521
+    for cut in 1 30000 65535; do
+        qemu-img create -q -f qcow2 disk.qcow2 1M
+        qemu-io -f qcow2 -c 'write -q -s pattern1 0 192k' disk.qcow2
+        truncate -s -$cut disk.qcow2
+        qemu_raw disk.qcow2 qemu.raw
+        serves_as qemu.raw disk.qcow2
+    done
+
+    # Whole clusters of an external data file.
+    qemu-img create -q -f qcow2 -o data_file=data disk.qcow2 1M
+    qemu-io -f qcow2 -c 'write -q -s pattern1 0 1M' disk.qcow2
+    truncate -s 300001 data
+    qemu_raw disk.qcow2 qemu.raw
+    serves_as qemu.raw disk.qcow2 data-file=data
+}
+
+@test "a cluster of which the compressed data ends with the file" {
+    pattern_file pattern1 65536
+    qemu-img convert -f raw -O qcow2 -c pattern1 disk.qcow2
+    serves_as pattern1 disk.qcow2
+    qemu-img convert -f raw -O qcow2 -c -o compression_type=zstd pattern1 \
+        disk.qcow2
+    serves_as pattern1 disk.qcow2
+}
+
+@test "caches of a few kilobytes" {
+    make_image disk.qcow2 cluster=4096 size=20000256 compression=zstd \
+        backing=qcow2 backing_cluster=512 writes=300 seed=71
+    qemu_raw disk.qcow2 qemu.raw
+    serves_as qemu.raw disk.qcow2 cache-size=16k compressed-cache-size=0
+    serves_as qemu.raw disk.qcow2 cache-size=0 compressed-cache-size=8k
+}

@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* A directory of its own for a test program. */
+
+#ifndef SCRATCH_DIR_H
+#define SCRATCH_DIR_H
+
+/* Make an empty directory in $TMPDIR and change to it.  It is removed
+ * with all that is in it when the program exits.  Returns its path.
+ */
+extern const char *scratch_dir_enter (void);
+
+#endif /* SCRATCH_DIR_H */
