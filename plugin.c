@@ -10,7 +10,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +29,6 @@ static struct qcow2_options options;
 
 static struct qcow2 *image;
 static struct exports *exports;
-static atomic_bool warned_readonly;
 
 /* The engine's messages.  nbdkit has no warnings of its own. */
 static void
@@ -47,6 +45,14 @@ plugin_load (void)
 {
   qcow2_options_init (&options);
   options.log = log_message;
+  options.writable = true;
+}
+
+/* After SIGTERM open connections are not closed, but this is called. */
+static void
+plugin_cleanup (void)
+{
+  qcow2_finish (image);
 }
 
 static void
@@ -277,9 +283,6 @@ plugin_open (int readonly)
 
   if (!name)
     return NULL;
-  if (!readonly && !atomic_exchange (&warned_readonly, true))
-    nbdkit_error ("warning: %s: images are served read-only; nbdkit's -r "
-                  "option says so and silences this warning", filename);
   h = malloc (sizeof *h);
   if (!h) {
     nbdkit_error ("malloc: %m");
@@ -346,9 +349,17 @@ plugin_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
 }
 
 static int
-plugin_no (void *handle)
+plugin_can_write (void *handle)
 {
-  return 0;
+  const struct handle *h = handle;
+
+  return qcow2_view_can_write (h->view);
+}
+
+static int
+plugin_can_fua (void *handle)
+{
+  return NBDKIT_FUA_NATIVE;
 }
 
 static int
@@ -383,6 +394,44 @@ plugin_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
   const struct handle *h = handle;
 
   return result (qcow2_pread (h->view, buf, count, offset));
+}
+
+static int
+plugin_pwrite (void *handle, const void *buf, uint32_t count,
+               uint64_t offset, uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_pwrite (h->view, buf, count, offset,
+                               flags & NBDKIT_FLAG_FUA));
+}
+
+static int
+plugin_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_trim (h->view, count, offset,
+                             flags & NBDKIT_FLAG_FUA));
+}
+
+static int
+plugin_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_zero (h->view, count, offset,
+                             flags & NBDKIT_FLAG_MAY_TRIM,
+                             flags & NBDKIT_FLAG_FAST_ZERO,
+                             flags & NBDKIT_FLAG_FUA));
+}
+
+static int
+plugin_flush (void *handle, uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_flush (h->view));
 }
 
 static int
@@ -439,6 +488,7 @@ static struct nbdkit_plugin plugin = {
   .description        = "Serve qcow2 disk images.",
   .load               = plugin_load,
   .unload             = plugin_unload,
+  .cleanup            = plugin_cleanup,
   .config             = plugin_config,
   .config_complete    = plugin_config_complete,
   .config_help        = plugin_config_help,
@@ -451,11 +501,20 @@ static struct nbdkit_plugin plugin = {
   .export_description = plugin_export_description,
   .get_size           = plugin_get_size,
   .block_size         = plugin_block_size,
-  .can_write          = plugin_no,
+  .can_write          = plugin_can_write,
+  .can_flush          = plugin_yes,
+  .can_trim           = plugin_yes,
+  .can_zero           = plugin_yes,
+  .can_fast_zero      = plugin_yes,
+  .can_fua            = plugin_can_fua,
   .can_multi_conn     = plugin_yes,
   .can_extents        = plugin_yes,
   .can_cache          = plugin_can_cache,
   .pread              = plugin_pread,
+  .pwrite             = plugin_pwrite,
+  .trim               = plugin_trim,
+  .zero               = plugin_zero,
+  .flush              = plugin_flush,
   .cache              = plugin_cache,
   .extents            = plugin_extents,
 };

@@ -276,3 +276,22 @@ chain_lookup (const struct chain *chain, const struct l1_table *l1,
     return walk (chain, offset, run->length_bytes, run);
   return lookup_answers (chain, offset, run->length_bytes, run);
 }
+
+int
+chain_reads_as_zeros (const struct chain *chain, const struct l1_table *l1,
+                      uint64_t offset, uint64_t count, bool *zeros)
+{
+  struct run run;
+  int r;
+
+  *zeros = true;
+  while (count > 0 && *zeros) {
+    r = chain_lookup (chain, l1, offset, count, &run);
+    if (r < 0)
+      return r;
+    *zeros = run.kind == RUN_ZERO || run.kind == RUN_UNALLOCATED;
+    offset += run.length_bytes;
+    count -= run.length_bytes;
+  }
+  return 0;
+}

@@ -32,7 +32,7 @@ struct committer {
   uint64_t started;             /* commits, the running one included */
   uint64_t completed;
   int results[2];               /* of the last two, by number */
-  int failed;                   /* negative errno: nothing is written
+  _Atomic int failed;           /* negative errno: nothing is written
                                    any more */
 };
 
@@ -49,6 +49,11 @@ extern int commit (struct committer *c);
  * commits fail with this errno.
  */
 extern void committer_fail (struct committer *c, int err);
+
+/* Is all metadata on disk, with no commit running?  What a request looked
+ * up before is then durable.
+ */
+extern bool committer_is_clean (struct committer *c);
 
 /* 0, or why nothing is written any more. */
 extern int committer_state (struct committer *c);

@@ -13,26 +13,6 @@
 #include "cow.h"
 #include "image.h"
 
-/* Does all of the range read as zeros, by metadata alone? */
-static int
-reads_as_zeros (struct writer *w, uint64_t offset, uint64_t count,
-                bool *zeros)
-{
-  struct run run;
-  int r;
-
-  *zeros = true;
-  while (count > 0 && *zeros) {
-    r = chain_lookup (w->chain, &w->top->l1, offset, count, &run);
-    if (r < 0)
-      return r;
-    *zeros = run.kind == RUN_ZERO || run.kind == RUN_UNALLOCATED;
-    offset += run.length_bytes;
-    count -= run.length_bytes;
-  }
-  return 0;
-}
-
 /* Read an area into BUF.  *COUNT becomes 0 if it need not be written.
  * The last cluster may go beyond the end of the disk: zeros.
  */
@@ -51,7 +31,7 @@ read_area (struct writer *w, void *buf, size_t *count, uint64_t offset,
     n = 0;
   else if (n > disk_bytes - offset)
     n = disk_bytes - offset;
-  r = reads_as_zeros (w, offset, n, &zeros);
+  r = chain_reads_as_zeros (&w->image->chain, &w->top->l1, offset, n, &zeros);
   if (r < 0)
     return r;
   if (zeros) {

@@ -70,6 +70,17 @@ l1_set (struct l1_writer *w, uint32_t index, uint64_t value)
   return r;
 }
 
+bool
+l1_is_clean (struct l1_writer *w)
+{
+  bool clean;
+
+  pthread_mutex_lock (&w->lock);
+  clean = w->changed.nr == 0;
+  pthread_mutex_unlock (&w->lock);
+  return clean;
+}
+
 static int
 compare (const void *a, const void *b)
 {

@@ -6,6 +6,7 @@
 #define QCOW2_L1_WRITE_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "layer.h"
@@ -34,6 +35,9 @@ extern void l1_writer_destroy (struct l1_writer *w);
  * -ENOMEM, and nothing was changed.
  */
 extern int l1_set (struct l1_writer *w, uint32_t index, uint64_t value);
+
+/* Are there no changes to be written? */
+extern bool l1_is_clean (struct l1_writer *w);
 
 /* For the committer: take the changes with the values of now; write
  * them; say how it went (!WRITTEN: they are to be written again).

@@ -40,8 +40,8 @@ l2_slice_end (const struct writer *w, uint64_t offset)
   return ((offset >> bits) + 1) << bits;
 }
 
-static int
-corrupt (const struct writer *w, uint64_t offset, const char *problem)
+int
+l2_corrupt (const struct writer *w, uint64_t offset, const char *problem)
 {
   log_message (&w->top->log, QCOW2_LOG_ERROR,
                "%s: the image is corrupt at guest offset 0x%" PRIx64 ": %s; "
@@ -84,7 +84,7 @@ pin (struct writer *w, uint64_t offset, struct place *p,
   if (!*found)
     return 0;
   if (l2_offset & (layer_cluster_bytes (l) - 1))
-    return corrupt (w, offset, "L2 table is not aligned");
+    return l2_corrupt (w, offset, "L2 table is not aligned");
   p->w = w;
   p->slice_host_offset = l2_offset +
     (index >> slice_entry_bits (w)) * l->slice_bytes;
@@ -246,7 +246,7 @@ l2_own_table (struct writer *w, uint64_t offset, struct epoch_ticket ticket)
   if (!(entry & ENTRY_COPIED)) {
     entry &= ENTRY_OFFSET_MASK;
     if (entry & (layer_cluster_bytes (w->top) - 1))
-      r = corrupt (w, offset, "L2 table is not aligned");
+      r = l2_corrupt (w, offset, "L2 table is not aligned");
     else
       r = replace_table (w, (uint32_t) index, entry, ticket);
   }

@@ -45,6 +45,10 @@ extern int l2_link (struct writer *w, uint64_t offset, unsigned nr,
  */
 extern void l2_unlink (struct writer *w, const struct l2_entry *old);
 
+/* Report that the metadata for guest OFFSET is corrupt.  Returns -EIO. */
+extern int l2_corrupt (const struct writer *w, uint64_t offset,
+                       const char *problem);
+
 /* Does the entry name a host cluster that the active layer alone uses,
  * not compressed?
  */

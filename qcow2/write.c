@@ -138,17 +138,30 @@ cut (struct piece *p, unsigned nr)
     p->count = end - p->offset;
 }
 
-/* Treat as many clusters together as are alike and adjacent. */
+/* A damaged entry must not make us write to, or give up, clusters that
+ * it does not own.
+ */
 static int
+check_old (const struct piece *p)
+{
+  unsigned i;
+
+  for (i = 0; i < p->nr_clusters; ++i)
+    if (!(p->old[i].entry & ENTRY_COMPRESSED) &&
+        l2_host_cluster (&p->old[i]) & (cluster_bytes (p) - 1))
+      return l2_corrupt (p->w, p->first_cluster + i * cluster_bytes (p),
+                         "data cluster is not aligned");
+  return 0;
+}
+
+/* Treat as many clusters together as are alike and adjacent. */
+static void
 choose_place (struct piece *p)
 {
-  uint64_t mask = cluster_bytes (p) - 1;
   unsigned i;
 
   p->place = place_of (p, 0);
   p->host = own_host (p, 0);
-  if (p->place != PLACE_NEW && p->host & mask)
-    return -EIO;
   for (i = 1; i < p->nr_clusters; ++i) {
     if (place_of (p, i) != p->place)
       break;
@@ -157,7 +170,6 @@ choose_place (struct piece *p)
       break;
   }
   cut (p, i);
-  return 0;
 }
 
 static int
@@ -308,9 +320,11 @@ write_claimed (struct piece *p)
 
   r = l2_read (p->w, p->first_cluster, p->nr_clusters, p->old);
   if (r == 0)
-    r = choose_place (p);
-  if (r == 0)
-    r = allocate (p);
+    r = check_old (p);
+  if (r < 0)
+    return r;
+  choose_place (p);
+  r = allocate (p);
   if (r < 0)
     return r;
   r = write_piece_data (p);

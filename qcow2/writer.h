@@ -9,16 +9,15 @@
 #include <stdbool.h>
 
 #include "alloc.h"
-#include "chain.h"
 #include "commit.h"
+#include "image.h"
 #include "inflight.h"
 #include "l1-write.h"
 #include "qcow2.h"
 
 struct writer {
+  struct qcow2 *image;
   struct layer *top;
-  const struct chain *chain;
-  struct epoch *epoch;          /* the image's; reads count in it, too */
   bool discard;                 /* give freed space back to the host */
   bool data_file_raw;
 
@@ -31,30 +30,36 @@ struct writer {
   struct committer committer;
   struct inflight inflight;
 
-  pthread_once_t marked;
-  pthread_mutex_t start_lock;
-  bool started;                 /* autoclear bits are cleared on disk */
+  pthread_mutex_t begin_lock;
+  _Atomic bool begun;           /* the header is ready for changes */
 
   /* The background worker, see worker.c. */
   pthread_t thread;
   bool has_thread;
+  bool finished;                /* by writer_finish */
   pthread_mutex_t worker_lock;
   pthread_cond_t worker_wake;
-  pthread_cond_t worker_idle;
+  pthread_cond_t round_ended;
   bool stop;
-  bool hurry;                   /* commit now */
-  uint64_t rounds;              /* of retiring that have ended */
+  bool hurry;                   /* do a round now */
+  uint64_t rounds_started;
+  uint64_t rounds_ended;
 };
 
-/* Prepare to write the top image of CHAIN. */
-extern int writer_new (const struct chain *chain, struct epoch *epoch,
-                       const struct qcow2_options *options,
-                       struct writer **w, struct qcow2_error *error);
-
-/* Commit and retire until nothing is left, cut the free tail, free W.
- * No request is in progress.  W may be NULL.  Returns the first error.
+/* Prepare to write the top image of IMAGE, which is complete but for its
+ * writer.
  */
-extern int writer_close (struct writer *w);
+extern int writer_new (struct qcow2 *image,
+                       const struct qcow2_options *options,
+                       struct qcow2_error *error);
+
+/* Commit and retire until nothing is left, and cut the free tail.  No
+ * request is in progress, and none may come.  W may be NULL.
+ */
+extern int writer_finish (struct writer *w);
+
+/* W may be NULL. */
+extern void writer_free (struct writer *w);
 
 /* To be called by each request that is about to change the image: on
  * the first call the header says so on disk.  Also refuses when writing
@@ -71,8 +76,10 @@ extern void worker_stop (struct writer *w);
 /* Ask for a commit soon. */
 extern void worker_hurry (struct writer *w);
 
-/* Free what can be freed now; for the worker, and after it has stopped. */
-extern int worker_retire (struct writer *w);
+/* Commit, and free what can be freed then: one round of the worker's, or
+ * after it has stopped.
+ */
+extern int worker_round (struct writer *w);
 
 /* Commit, and wait until what was unlinked before is free.  Not within a
  * request's epoch.
