@@ -125,7 +125,7 @@ open_named_data_file (struct opening *o, const struct layer *l,
     qcow2_error_prefix (o->error, "%s: data file: ", l->filename);
     return fd;
   }
-  fd = named_file_open (o->rule, NAMED_FILE_DATA, name.path, false,
+  fd = named_file_open (o->rule, NAMED_FILE_DATA, name.path, writable,
                         o->error);
   if (fd < 0)
     qcow2_error_prefix (o->error, "%s: data file: ", l->filename);
