@@ -15,7 +15,7 @@
 #include "qcow2/io-file.h"
 #include "storage-place.h"
 
-static char dir[200];
+char place_dir[200];
 const char *where;
 
 void
@@ -30,10 +30,10 @@ must (bool cond, const char *what)
 int
 make_file (off_t size, int flags)
 {
-  char path[sizeof dir + 20];
+  char path[sizeof place_dir + 20];
   int fd;
 
-  snprintf (path, sizeof path, "%s/file", dir);
+  snprintf (path, sizeof path, "%s/file", place_dir);
   fd = open (path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   must (fd != -1 && ftruncate (fd, size) == 0, "open");
   if (flags != O_RDWR) {
@@ -114,13 +114,13 @@ fill (struct qcow2_storage *s, size_t nr_bytes)
 static void
 in_place (const char *parent, const char *name, void (*tests) (void))
 {
-  char remove[sizeof dir + 20];
+  char remove[sizeof place_dir + 20];
 
   where = name;
-  snprintf (dir, sizeof dir, "%s/storage.XXXXXX", parent);
-  must (mkdtemp (dir) != NULL, "mkdtemp");
+  snprintf (place_dir, sizeof place_dir, "%s/storage.XXXXXX", parent);
+  must (mkdtemp (place_dir) != NULL, "mkdtemp");
   tests ();
-  snprintf (remove, sizeof remove, "rm -rf '%s'", dir);
+  snprintf (remove, sizeof remove, "rm -rf '%s'", place_dir);
   must (system (remove) == 0, remove);
 }
 

@@ -12,8 +12,9 @@
 
 #include "qcow2/storage.h"
 
-/* "disk" or "tmpfs", for messages. */
+/* "disk" or "tmpfs", for messages; and a directory there. */
 extern const char *where;
+extern char place_dir[200];
 
 /* Run TESTS on a disk and in memory. */
 extern void in_each_place (void (*tests) (void));

@@ -11,7 +11,6 @@
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -466,86 +465,6 @@ what_the_operator_names (void)
           "... with a message");
 }
 
-static void
-for_writing (void)
-{
-  struct named_file_rule *rule = rule_of ("images/top", "elsewhere", false);
-  struct qcow2_error error = { "" };
-  int fd = named_file_open_operator ("images/top", true, &error);
-
-  ok (fd >= 0 && fcntl (fd, F_GETFD) == FD_CLOEXEC &&
-      (fcntl (fd, F_GETFL) & (O_ACCMODE | O_NONBLOCK | O_PATH)) == O_RDWR,
-      "the operator's file is opened for writing");
-  close (fd);
-  fd = named_file_open (rule, NAMED_FILE_DATA, absolute ("elsewhere/base"),
-                        true, &error);
-  ok (fd >= 0 && fcntl (fd, F_GETFD) == FD_CLOEXEC &&
-      (fcntl (fd, F_GETFL) & (O_ACCMODE | O_NONBLOCK | O_PATH)) == O_RDWR,
-      "so is one that an image names, where this is allowed");
-  close (fd);
-  is_int (named_file_open (rule, NAMED_FILE_DATA, absolute ("images/base"),
-                           true, &error), -EACCES,
-          "... and not where it is not");
-  ok (strstr (error.message, "allow-dir=") != NULL, "... so it says");
-  named_file_rule_free (rule);
-}
-
-/* Both ways of opening, in a child: FD with WRITABLE, else ERR. */
-static int
-open_both (const struct named_file_rule *rule, bool writable, int err)
-{
-  int fd = named_file_open_operator ("images/base", writable, NULL);
-  int fd2 = named_file_open (rule, NAMED_FILE_BACKING, "images/base",
-                             writable, NULL);
-
-  if (err)
-    return fd == -err && fd2 == -err ? 0 : 1;
-  return fd >= 0 && fd2 >= 0 ? 0 : 1;
-}
-
-static int
-not_writable_in_child (int err)
-{
-  struct named_file_rule *rule = rule_of ("images/top", NULL, false);
-
-  if (open_both (rule, true, 0) != 0)
-    return 1;
-  if (err == EROFS) {
-    if (unshare (CLONE_NEWNS) == -1 ||
-        mount (NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == -1 ||
-        mount ("images", "images", NULL, MS_BIND, NULL) == -1 ||
-        mount (NULL, "images", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY,
-               NULL) == -1)
-      return 2;
-  }
-  else if (chmod (dir, 0755) == -1 || chmod ("images", 0755) == -1 ||
-           chmod ("images/base", 0644) == -1 || setgid (65534) == -1 ||
-           setuid (65534) == -1)
-    return 3;
-  if (open_both (rule, true, err) != 0)
-    return 4;
-  if (open_both (rule, false, 0) != 0)
-    return 5;
-  named_file_rule_free (rule);
-  return 0;
-}
-
-static void
-not_writable (void)
-{
-  for (int i = 0; i < 2; ++i) {
-    int err = (int[]) { EROFS, EACCES }[i], status;
-    pid_t pid = fork ();
-
-    must (pid != -1, "fork");
-    if (pid == 0)
-      _exit (not_writable_in_child (err));
-    must (waitpid (pid, &status, 0) == pid, "waitpid");
-    is_int (status, 0, "a file that can't be written: %s, and is opened "
-            "for reading", strerror (err));
-  }
-}
-
 /* In a child, where the root directory is DIR and so has no /proc. */
 static int
 without_proc_in_child (void)
@@ -612,8 +531,6 @@ main (void)
   exchanged_links ();
   long_paths ();
   what_the_operator_names ();
-  for_writing ();
-  not_writable ();
   without_proc ();
 
   snprintf (remove, sizeof remove, "rm -rf '%s'", dir);
