@@ -28,7 +28,7 @@ PLUGIN  := $(if $(filter-out build,$(BUILD)),$(BUILD)/)$(NAME).so
 .SUFFIXES:
 .PHONY: FORCE help all plugin test-programs bench-programs \
 	install uninstall clean deps demo serve bench check run-tests \
-	check-sanitize check-thread check-valgrind
+	check-sanitize check-thread check-valgrind fuzz
 
 # ---- libraries ------------------------------------------------------------
 
@@ -205,7 +205,7 @@ SERVER_TESTS := $(notdir $(basename \
 # The one test that also runs its servers under valgrind.
 VALGRIND_SERVER_TEST :=
 
-chosen   = $(or $(TESTS),$(if $(SHORT),$(1)),$(2))
+chosen = $(strip $(or $(TESTS),$(if $(SHORT),$(1)),$(2)))
 sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS))
 valgrind_tests  = $(call chosen,$(VALGRIND_SHORT),$(C_TESTS) \
 	$(VALGRIND_SERVER_TEST))
@@ -215,7 +215,7 @@ check: deps
 	@$(MAKE) --no-print-directory run-tests
 
 run-tests:
-	@BUILD_DIR='$(BUILD)' QCOW2_PLUGIN='$(PLUGIN)' tests/run $(TESTS)
+	@BUILD_DIR='$(BUILD)' QCOW2_PLUGIN='$(PLUGIN)' tests/run $(strip $(TESTS))
 
 check-sanitize: deps
 	@$(SUBMAKE) VARIANT=asan plugin test-programs
@@ -229,6 +229,14 @@ check-valgrind: deps
 	@$(SUBMAKE) plugin test-programs
 	@BUILD_DIR=build tests/run --valgrind $(valgrind_tests)
 
+# Mutated images for some minutes; each seed is one that can be run again.
+FUZZ_RUNS = 1000000
+FUZZ_SEED = $(shell date +%s)
+
+fuzz: deps
+	@$(SUBMAKE) VARIANT=asan build/asan/tests/test-fuzz
+	@FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SEED=$(FUZZ_SEED) build/asan/tests/test-fuzz
+
 help:
 	@echo "make                 build $(NAME).so"
 	@echo "make install         [DESTDIR= prefix= plugindir= mandir=]; uninstall"
@@ -239,6 +247,7 @@ help:
 	@echo "make check-sanitize  [TESTS= SHORT=1] address and undefined behaviour"
 	@echo "make check-thread    [TESTS= SHORT=1] data races and lock order"
 	@echo "make check-valgrind  [TESTS= SHORT=1] memory errors and leaks"
+	@echo "make fuzz            [FUZZ_RUNS= FUZZ_SEED=] mutated images, sanitized"
 	@echo "make bench           measure beside qemu-nbd and a raw file"
 	@echo "make clean"
 	@echo "Variables: CC= CFLAGS= WITHOUT=\"libisal libzstd\" WERROR=0 V=1"

@@ -34,13 +34,22 @@ compare_items (const void *a, const void *b)
   return strcmp (x->name, y->name);
 }
 
+/* Could make_name have made this name for another snapshot? */
+static bool
+looks_made (const char *name)
+{
+  const char *id = strstr (name, "(id ");
+
+  return id && id[strlen (id) - 1] == ')';
+}
+
 static char *
 make_name (const struct qcow2_snapshot_info *info, bool is_unique)
 {
   char *name;
   int r;
 
-  if (is_unique && info->name[0] != '\0' &&
+  if (is_unique && info->name[0] != '\0' && !looks_made (info->name) &&
       strlen (info->name) <= MAX_NAME_BYTES)
     return strdup (info->name);
   if (strlen (info->name) + strlen (info->id) + 8 <= MAX_NAME_BYTES)

@@ -4,7 +4,8 @@
  * chose), then one for each internal snapshot, by name.
  *
  * Export 0 is ''.  A name that more than one snapshot has, or that no
- * NBD client could ask for, is replaced by "NAME (id ID)".
+ * NBD client could ask for, or that ends like this replacement, is
+ * replaced by "NAME (id ID)".
  */
 
 #ifndef PLUGIN_EXPORTS_H

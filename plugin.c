@@ -199,7 +199,7 @@ plugin_config_complete (void)
   "max-chain=N                   Limit for the backing chain (default 200).\n" \
   "cache-size=SIZE               Metadata cache (default 32M).\n" \
   "compressed-cache-size=SIZE    Decompressed clusters (default 32M).\n" \
-  "lock=true|false               Take QEMU's locks (default true)."
+  "lock=on|off                   Take QEMU's locks (default on)."
 
 static void
 plugin_dump_plugin (void)

@@ -4,7 +4,7 @@
 # A ratio is the median of the ratios of the rounds: what disturbs one round
 # disturbs both sides of its ratio.  The range of the rounds is in brackets.
 # With more than one connection, the goal is the ratio with one, less the
-# tolerance.
+# tolerance.  CPU us: what a request costs ours, qemu and raw.
 
 def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
 def fixed (n): (pow (10; n) | round) as $p
@@ -19,6 +19,10 @@ def ratios ($other):
   group_by (.round)
   | map ((rates ("ours") | first) / (rates ($other) | first));
 def rate_cell ($server): "\(rates ($server) | median | round)";
+def cpu_cell:
+  [("ours", "qemu", "raw") as $server
+   | map (select (.server == $server) | .server_us) | median | fixed (1)]
+  | join (" ");
 
 # In: ratios of one line; $goal is null where there is none.
 def reached ($goal): $goal == null or median >= $goal;
@@ -41,6 +45,7 @@ def line ($single):
   | [ "\($head.row), \($head.connections) conn., \($head.unit)",
       ("ours", "qemu", "raw" | . as $server | $line | rate_cell ($server)),
       ($pair[] | .goal as $goal | .ratios | ratio_cell ($goal)),
+      ($line | cpu_cell),
       if all ($pair[]; .goal as $goal | .ratios | reached ($goal))
       then "PASS" else "MISS" end ];
 
@@ -54,7 +59,7 @@ def line ($single):
        | map (line ($single)))
 | add
 | [["row", "ours", "qemu", "raw", "ours/qemu (goal)", "ours/raw (goal)",
-    "result"]] + .
+    "CPU us", "result"]] + .
 | (transpose | map (map (length) | max)) as $widths
 | map ([., $widths] | transpose
        | map (. as [$cell, $width] | $cell | pad ($width))

@@ -63,6 +63,18 @@ chain_prepare (struct chain *chain)
   }
 }
 
+/* What layer L, which does not end before OFFSET, says about its own
+ * clusters: the last of them may reach beyond its end.
+ */
+static int
+ask_layer (struct layer *l, uint64_t offset, uint64_t max_bytes,
+           struct run *run)
+{
+  if (max_bytes > l->size_bytes - offset)
+    max_bytes = l->size_bytes - offset;
+  return map_lookup (l, &l->l1, offset, max_bytes, run);
+}
+
 /* A layer that ends hides what lies below it from there on. */
 static int
 walk (const struct chain *chain, uint64_t offset, uint64_t max_bytes,
@@ -76,9 +88,7 @@ walk (const struct chain *chain, uint64_t offset, uint64_t max_bytes,
 
     if (offset >= l->size_bytes)
       break;
-    if (max_bytes > l->size_bytes - offset)
-      max_bytes = l->size_bytes - offset;
-    r = map_lookup (l, &l->l1, offset, max_bytes, run);
+    r = ask_layer (l, offset, max_bytes, run);
     if (r < 0 || run->kind != RUN_UNALLOCATED)
       return r;
     max_bytes = run->length_bytes;
@@ -232,7 +242,6 @@ lookup_answers (const struct chain *chain, uint64_t offset,
 {
   uint64_t key = ANSWER_KEY |
     (offset >> (chain->unit_bits + chain->answer_bits));
-  struct layer *asked;
   struct slice_ref ref;
   enum answer ask;
   bool valid = false;
@@ -252,10 +261,8 @@ lookup_answers (const struct chain *chain, uint64_t offset,
 
   if (ask == ANSWER_WALK)
     return walk (chain, offset, max_bytes, run);
-  if (ask == ANSWER_ASK) {
-    asked = run->layer;
-    return map_lookup (asked, &asked->l1, offset, max_bytes, run);
-  }
+  if (ask == ANSWER_ASK)
+    return ask_layer (run->layer, offset, max_bytes, run);
   if (run->length_bytes > max_bytes)
     run->length_bytes = max_bytes;
   return 0;

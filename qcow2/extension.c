@@ -86,18 +86,33 @@ read_bitmaps (const uint8_t *data, uint32_t len, uint64_t file_bytes,
                              MAX_BITMAP_DIRECTORY_BYTES, error);
 }
 
+/* Make room for one more.  A first cluster of 2 MiB can hold 262000
+ * empty ones, so the room doubles.
+ */
+static int
+grow_unknown (struct header *h)
+{
+  size_t n = h->nr_unknown_extensions;
+  struct unknown_extension *all;
+
+  if ((n & (n - 1)) != 0)
+    return 0;
+  all = realloc (h->unknown_extensions, (n > 0 ? 2 * n : 1) * sizeof *all);
+  if (!all)
+    return -ENOMEM;
+  h->unknown_extensions = all;
+  return 0;
+}
+
 static int
 keep_unknown (uint32_t type, const uint8_t *data, uint32_t len,
               struct header *h, struct qcow2_error *error)
 {
-  struct unknown_extension *all, *x;
+  struct unknown_extension *x;
 
-  all = realloc (h->unknown_extensions,
-                 (h->nr_unknown_extensions + 1) * sizeof *all);
-  if (!all)
+  if (grow_unknown (h) < 0)
     return qcow2_error_set (error, ENOMEM, "out of memory");
-  h->unknown_extensions = all;
-  x = &all[h->nr_unknown_extensions];
+  x = &h->unknown_extensions[h->nr_unknown_extensions];
   x->type = type;
   x->length_bytes = len;
   x->data = malloc (len > 0 ? len : 1);

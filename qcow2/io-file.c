@@ -23,6 +23,7 @@
 #include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,14 @@ struct io_file {
   _Atomic bool no_dsync;
   _Atomic bool no_punch;
   _Atomic bool no_zero_range;
+
+  /* The last range of data that SEEK_HOLE told of.  To find where data
+   * ends, the kernel may walk through every page up to there, so it is
+   * not asked again within the range.  Should there be a hole in it by
+   * now, to call that data is no lie.
+   */
+  pthread_mutex_t data_lock;
+  uint64_t data_start, data_end;
 };
 
 static struct io_file *
@@ -90,6 +99,28 @@ io_file_size (struct qcow2_storage *s)
   return st.st_size;
 }
 
+/* How much known data there is from OFFSET on. */
+static uint64_t
+known_data_bytes (struct io_file *file, uint64_t offset)
+{
+  uint64_t bytes = 0;
+
+  pthread_mutex_lock (&file->data_lock);
+  if (offset >= file->data_start && offset < file->data_end)
+    bytes = file->data_end - offset;
+  pthread_mutex_unlock (&file->data_lock);
+  return bytes;
+}
+
+static void
+remember_data (struct io_file *file, uint64_t offset, uint64_t bytes)
+{
+  pthread_mutex_lock (&file->data_lock);
+  file->data_start = offset;
+  file->data_end = offset + bytes;
+  pthread_mutex_unlock (&file->data_lock);
+}
+
 /* Where a filesystem knows no holes, or gives an answer that makes no
  * sense, all is data: a hole is claimed only up to where the filesystem
  * says that data begins, or that there is none up to the end.
@@ -101,6 +132,7 @@ io_file_hole (struct qcow2_storage *s, uint64_t offset,
   struct io_file *file = io_file_of (s);
   /* Asked first: what is appended meanwhile is not part of the answer. */
   int64_t size_bytes = io_file_size (s);
+  uint64_t known_bytes;
   off_t pos;
 
   if (size_bytes < 0)
@@ -110,6 +142,11 @@ io_file_hole (struct qcow2_storage *s, uint64_t offset,
   *length_bytes = offset < (uint64_t) size_bytes ? size_bytes - offset : 1;
   if (file->is_block_device || offset >= (uint64_t) size_bytes)
     return 0;
+  known_bytes = known_data_bytes (file, offset);
+  if (known_bytes > 0) {
+    *length_bytes = known_bytes;
+    return 0;
+  }
 
   pos = lseek (file->fd, offset, SEEK_DATA);
   if (pos == -1) {
@@ -126,6 +163,7 @@ io_file_hole (struct qcow2_storage *s, uint64_t offset,
   pos = lseek (file->fd, offset, SEEK_HOLE);
   if (pos != -1 && (uint64_t) pos > offset && pos < size_bytes)
     *length_bytes = pos - offset;
+  remember_data (file, offset, *length_bytes);
   return 0;
 }
 
@@ -392,6 +430,7 @@ io_file_close (struct qcow2_storage *s)
 {
   struct io_file *file = io_file_of (s);
 
+  pthread_mutex_destroy (&file->data_lock);
   close (file->fd);
   free (file);
 }
@@ -494,6 +533,7 @@ qcow2_io_file_new (int fd, const char *filename, unsigned flags,
   file->is_block_device = is_block_device;
   if (is_block_device)
     file->block_bytes = device_block_bytes (fd);
+  pthread_mutex_init (&file->data_lock, NULL);
   *s = &file->storage;
   return 0;
 

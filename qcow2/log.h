@@ -18,4 +18,9 @@ extern void log_message (const struct log *log, enum qcow2_log_level level,
                          const char *fs, ...)
   __attribute__ ((__format__ (__printf__, 3, 4)));
 
+/* The text for the positive errno ERR, for messages about a request: not
+ * translated, since strerror takes a lock of the C library for that.
+ */
+extern const char *log_errno_text (int err);
+
 #endif /* QCOW2_LOG_H */

@@ -190,7 +190,7 @@ read_slice (void *opaque, uint64_t key, uint64_t *buf)
                  "0x%" PRIx64 "): %s", l->filename, p->slice_host_offset,
                  p->offset, r == -EIO ?
                  "Input/output error, or past the end of the file" :
-                 strerror (-r));
+                 log_errno_text (-r));
   return r;
 }
 

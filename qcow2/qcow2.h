@@ -158,7 +158,8 @@ extern int qcow2_snapshot_find (const struct qcow2 *image,
 
 /* Open the active layer (SNAPSHOT == QCOW2_ACTIVE) or the internal
  * snapshot with that index.  Views of one image share its caches;
- * opening a view that is open gives another reference to it.
+ * opening a view that is open gives another reference to it.  *VIEW is
+ * NULL on error.
  */
 extern int qcow2_view_open (struct qcow2 *image, size_t snapshot,
                             struct qcow2_view **view,
@@ -176,8 +177,9 @@ extern int qcow2_pread (struct qcow2_view *view, void *buf, size_t count,
 
 enum qcow2_extent {
   QCOW2_EXTENT_DATA,            /* may hold anything */
-  QCOW2_EXTENT_ZERO,            /* reads as zeros, space is allocated */
-  QCOW2_EXTENT_HOLE,            /* reads as zeros, no space is allocated */
+  QCOW2_EXTENT_ZERO,            /* data that the storage knows to be zeros */
+  QCOW2_EXTENT_HOLE,            /* reads as zeros by metadata, as QEMU
+                                   reports zero clusters of both kinds */
 };
 
 /* Called with ascending, adjacent, merged extents; a result other than

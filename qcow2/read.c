@@ -26,7 +26,7 @@ read_data (const struct run *run, void *buf)
     log_message (&l->log, QCOW2_LOG_ERROR,
                  "%s: can't read %" PRIu64 " bytes of data at 0x%" PRIx64
                  ": %s", l->filename, run->length_bytes, run->host_offset,
-                 strerror (-r));
+                 log_errno_text (-r));
   return r;
 }
 
@@ -40,7 +40,7 @@ report_compressed (const struct run *run, int r)
     log_message (&l->log, QCOW2_LOG_ERROR,
                  "%s: can't read the compressed cluster at 0x%" PRIx64
                  " (%s, %zu bytes): %s", l->filename, run->host_offset,
-                 l->codec->name, run->compressed_bytes, strerror (-r));
+                 l->codec->name, run->compressed_bytes, log_errno_text (-r));
   return r;
 }
 

@@ -38,14 +38,28 @@ free_view (struct qcow2_view *view)
   free (view);
 }
 
-/* Read what the view needs, without a lock. */
+static int
+load_snapshot (const struct layer *top, const struct snapshot *sn,
+               struct qcow2_view *view, struct qcow2_error *error)
+{
+  if (sn->disk_size_bytes > INT64_MAX)
+    return qcow2_error_set (error, EFBIG, "disk size %llu is too large",
+                            (unsigned long long) sn->disk_size_bytes);
+  view->l1 = &view->own_l1;
+  view->size_bytes = sn->disk_size_bytes;
+  return l1_table_read (top, "snapshot L1 table", sn->l1_offset,
+                        sn->l1_entries, &view->own_l1, error);
+}
+
+/* Make the view and read what it needs, without a lock.  *OUT is set on
+ * success only.
+ */
 static int
 load (struct qcow2 *image, size_t snapshot, struct qcow2_view **out,
       struct qcow2_error *error)
 {
   struct layer *top = image->chain.layers[0];
   struct qcow2_view *view = calloc (1, sizeof *view);
-  const struct snapshot *sn;
   int r;
 
   if (!view)
@@ -53,32 +67,23 @@ load (struct qcow2 *image, size_t snapshot, struct qcow2_view **out,
   view->image = image;
   view->snapshot = snapshot;
   view->nr_refs = 1;
-  *out = view;
 
   if (snapshot == QCOW2_ACTIVE) {
     view->l1 = &top->l1;
     view->size_bytes = top->size_bytes;
-    return 0;
   }
-
-  sn = &image->snapshots.snapshots[snapshot];
-  view->l1 = &view->own_l1;
-  view->size_bytes = sn->disk_size_bytes;
-  if (sn->disk_size_bytes > INT64_MAX) {
-    r = qcow2_error_set (error, EFBIG, "disk size %llu is too large",
-                         (unsigned long long) sn->disk_size_bytes);
-    free (view);
-    goto failed;
+  else {
+    r = load_snapshot (top, &image->snapshots.snapshots[snapshot], view,
+                       error);
+    if (r < 0) {
+      qcow2_error_prefix (error, "%s: snapshot table entry %zu: ",
+                          top->filename, snapshot);
+      free_view (view);
+      return r;
+    }
   }
-  r = l1_table_read (top, "snapshot L1 table", sn->l1_offset,
-                     sn->l1_entries, &view->own_l1, error);
-  if (r < 0)
-    free (view);
- failed:
-  if (r < 0)
-    qcow2_error_prefix (error, "%s: snapshot table entry %zu: ",
-                        top->filename, snapshot);
-  return r;
+  *out = view;
+  return 0;
 }
 
 /* Another thread may have been faster. */

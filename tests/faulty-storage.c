@@ -118,9 +118,9 @@ static const struct qcow2_storage_ops faulty_ops = {
   .close = faulty_close,
 };
 
-static int
-wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
-      struct qcow2_storage **s)
+int
+faults_wrap (void *opaque, enum qcow2_storage_role role,
+             const char *filename, struct qcow2_storage **s)
 {
   struct faulty *faulty = malloc (sizeof *faulty);
 
@@ -164,7 +164,7 @@ void
 faults_init (struct faults *faults, struct qcow2_options *options)
 {
   memset (faults, 0, sizeof *faults);
-  options->wrap = wrap;
+  options->wrap = faults_wrap;
   options->log = count_message;
   options->opaque = faults;
 }

@@ -46,6 +46,10 @@ extern bool fault_is_harmless (enum fault fault);
 /* Zero FAULTS and set wrap, log and opaque of OPTIONS. */
 extern void faults_init (struct faults *faults, struct qcow2_options *options);
 
+/* For qcow2_options.wrap, with a struct faults for opaque. */
+extern int faults_wrap (void *opaque, enum qcow2_storage_role role,
+                        const char *filename, struct qcow2_storage **s);
+
 /* Let the N-th read (from 1 on) go wrong.  No read is in progress. */
 extern void faults_arm (struct faults *faults, enum fault fault, long n);
 

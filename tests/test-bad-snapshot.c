@@ -358,13 +358,27 @@ make_many (struct image *img, uint32_t nr, uint16_t id_bytes)
   image_close (img);
 }
 
+/* Without QEMU, which takes seconds for such a table. */
+static void
+expect_alone (const struct expectation *e)
+{
+  struct qcow2_options options;
+  struct verdict v;
+
+  verdict_options (&v, &options);
+  verdict_ours (&v, e->path, NULL, &options);
+  expect_ours (e, &v);
+  verdict_clear (&v);
+}
+
 static void
 test_numbers (void)
 {
   struct image img;
 
   make_many (&img, MAX_SNAPSHOTS, 0);
-  expect (&(struct expectation) { .what = "65536 snapshots", .path = IMAGE });
+  expect_alone (&(struct expectation) {
+      .what = "65536 snapshots", .path = IMAGE });
   make_many (&img, MAX_SNAPSHOTS + 1, 0);
   expect (&(struct expectation) {
       .what = "65537 snapshots", .path = IMAGE, .err = EFBIG,
@@ -372,10 +386,10 @@ test_numbers (void)
 
   /* 64 MiB altogether: 65536 entries of 1024 bytes. */
   make_many (&img, MAX_SNAPSHOTS, 1024 - sizeof (struct disk_snapshot));
-  expect (&(struct expectation) {
+  expect_alone (&(struct expectation) {
       .what = "a table of 64 MiB", .path = IMAGE });
   make_many (&img, MAX_SNAPSHOTS, 1025 - sizeof (struct disk_snapshot));
-  expect (&(struct expectation) {
+  expect_alone (&(struct expectation) {
       .what = "a table of more than 64 MiB", .path = IMAGE, .err = EFBIG,
       .message = "snapshot table too large: entry 65" });
 }
