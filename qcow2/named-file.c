@@ -16,10 +16,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -242,6 +244,22 @@ named_file_rule_free (struct named_file_rule *rule)
   free (rule);
 }
 
+/* A device that is read-only opens for writing all the same; writes to
+ * it fail.  Such a descriptor is closed, with errno EROFS.
+ */
+static int
+refuse_read_only_device (int fd)
+{
+  int is_read_only = 0;
+
+  /* On anything else the request is unknown. */
+  if (ioctl (fd, BLKROGET, &is_read_only) == -1 || !is_read_only)
+    return fd;
+  close (fd);
+  errno = EROFS;
+  return -1;
+}
+
 /*----- What the operator names -----*/
 
 static void
@@ -264,6 +282,8 @@ named_file_open_operator (const char *filename, bool writable,
   /* A file server lets go of its lease only if we wait for it. */
   if (fd == -1 && errno == EWOULDBLOCK)
     fd = open (filename, flags);
+  if (fd != -1 && writable)
+    fd = refuse_read_only_device (fd);
   if (fd == -1)
     return qcow2_error_set (error, errno, "%s: %s", filename,
                             strerror (errno));
@@ -393,6 +413,8 @@ named_file_open (const struct named_file_rule *rule,
   if (r == 0) {
     /* This cannot be a FIFO any more: no need for O_NONBLOCK. */
     fd = open (link_of_fd (path_fd).path, flags);
+    if (fd != -1 && writable)
+      fd = refuse_read_only_device (fd);
     r = fd != -1 ? fd : qcow2_error_set (error, errno, "%s: %s", filename,
                                          strerror (errno));
   }

@@ -8,9 +8,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/fs.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -18,18 +20,10 @@
 #include <unistd.h>
 
 #include "qcow2/named-file.h"
+#include "storage-place.h"
 #include "tap.h"
 
 static char dir[200];
-
-static void
-must (bool cond, const char *what)
-{
-  if (!cond) {
-    printf ("Bail out! %s: %s\n", what, strerror (errno));
-    exit (1);
-  }
-}
 
 static struct named_file_rule *
 rule_of (const char *image, const char *allow_dir)
@@ -140,6 +134,35 @@ not_writable (void)
   }
 }
 
+static void
+read_only_devices (void)
+{
+  struct named_file_rule *rule = rule_of ("images/top", "/dev");
+  struct qcow2_error error = { "" };
+  char path[40];
+  int file = open ("elsewhere/base", O_RDWR | O_CLOEXEC), fd, ro = 1;
+
+  must (file != -1 && ftruncate (file, 4096) == 0, "ftruncate");
+  fd = make_loop_device (file, 512);
+  snprintf (path, sizeof path, "/proc/self/fd/%d", fd);
+  must (ioctl (fd, BLKROSET, &ro) == 0, "BLKROSET");
+  is_int (named_file_open_operator (path, true, &error), -EROFS,
+          "a device that is read-only is not opened for writing");
+  ok (strstr (error.message, "Read-only") != NULL, "... so it says");
+  is_int (named_file_open (rule, NAMED_FILE_DATA, path, true, NULL), -EROFS,
+          "... nor if an image names it");
+  file = named_file_open_operator (path, false, NULL);
+  ok (file >= 0, "... but it is for reading");
+  close (file);
+  ro = 0;
+  must (ioctl (fd, BLKROSET, &ro) == 0, "BLKROSET");
+  file = named_file_open_operator (path, true, NULL);
+  ok (file >= 0, "... and for writing when it is not");
+  close (file);
+  close (fd);
+  named_file_rule_free (rule);
+}
+
 int
 main (void)
 {
@@ -156,6 +179,7 @@ main (void)
 
   for_writing ();
   not_writable ();
+  read_only_devices ();
 
   snprintf (remove, sizeof remove, "rm -rf '%s'", dir);
   must (chdir ("/") == 0 && system (remove) == 0, remove);
