@@ -33,27 +33,29 @@ qcow2_view_can_write (const struct qcow2_view *view)
   return writer_of (view) != NULL;
 }
 
-/* *DURABLE: all that was done is durable, if the request wants that. */
+/* *DURABLE: all that was done is durable, if the request wants that.
+ *
+ * A write in place relies on the mapping alone: if that is durable, so is
+ * the write once its own bytes are.  Whether the mapping is can be said
+ * only after it was looked up: another request may have linked the
+ * cluster a moment before.  Asking before, too, avoids durable writes
+ * that a commit would follow anyway.
+ */
 static int
 run_once (struct writer *w, const struct request *req, bool *durable)
 {
   struct epoch_ticket ticket = epoch_enter (&w->image->epoch);
-  /* In-place writes rely on the mapping alone: if that is durable, so
-   * is the write once its own bytes are.
-   */
-  bool mapped = req->fua && committer_is_clean (&w->committer);
+  bool direct = req->fua && req->buf && committer_is_clean (&w->committer);
   bool in_place = true;
   int r;
 
   if (req->buf)
-    r = write_guest (w, ticket, req->buf, req->count, req->offset, mapped,
+    r = write_guest (w, ticket, req->buf, req->count, req->offset, direct,
                      &in_place);
-  else {
+  else
     r = zero_guest (w, ticket, req->mode, req->count, req->offset, &in_place);
-    mapped = false;
-  }
   epoch_leave (ticket);
-  *durable = mapped && in_place;
+  *durable = direct && in_place && committer_is_clean (&w->committer);
   return r;
 }
 
