@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,7 @@ static struct qcow2_options options;
 
 static struct qcow2 *image;
 static struct exports *exports;
+static atomic_bool warned_readonly;
 
 /* The engine's messages.  nbdkit has no warnings of its own. */
 static void
@@ -45,14 +47,13 @@ plugin_load (void)
 {
   qcow2_options_init (&options);
   options.log = log_message;
-  options.writable = true;
 }
 
 /* After SIGTERM open connections are not closed, but this is called. */
 static void
 plugin_cleanup (void)
 {
-  qcow2_finish (image);
+  qcow2_finish (image);         /* the log tells what went wrong */
 }
 
 static void
@@ -96,6 +97,17 @@ config_backing (const char *value)
 }
 
 static int
+config_discard (const char *value)
+{
+  if (strcmp (value, "unmap") != 0 && strcmp (value, "ignore") != 0) {
+    nbdkit_error ("discard=%s: must be unmap or ignore", value);
+    return -1;
+  }
+  options.discard = strcmp (value, "unmap") == 0;
+  return 0;
+}
+
+static int
 config_backing_format (const char *value)
 {
   if (strcmp (value, "qcow2") != 0 && strcmp (value, "raw") != 0) {
@@ -118,13 +130,13 @@ config_size (const char *value, uint64_t *out)
 }
 
 static int
-config_lock (const char *value)
+config_bool (const char *value, bool *out)
 {
   int r = nbdkit_parse_bool (value);
 
   if (r == -1)
     return -1;
-  options.lock = r;
+  *out = r;
   return 0;
 }
 
@@ -171,7 +183,11 @@ plugin_config (const char *key, const char *value)
   if (strcmp (key, "compressed-cache-size") == 0)
     return config_size (value, &options.compressed_cache_bytes);
   if (strcmp (key, "lock") == 0)
-    return config_lock (value);
+    return config_bool (value, &options.lock);
+  if (strcmp (key, "write") == 0)
+    return config_bool (value, &options.writable);
+  if (strcmp (key, "discard") == 0)
+    return config_discard (value);
   if (strcmp (key, "max-chain") == 0)
     return config_max_chain (key, value);
 
@@ -191,11 +207,13 @@ plugin_config_complete (void)
 
 #define plugin_config_help \
   "[file=]DISK.qcow2 (required)  The image to serve.\n" \
+  "write=on|off                  Serve it for writing (default off).\n" \
   "snapshot=NAME|ID              Serve this internal snapshot by default.\n" \
   "backing=none                  Serve the image without its backing file.\n" \
   "backing-format=qcow2|raw      Where the image does not tell the format.\n" \
   "data-file=FILE                The image's external data file.\n" \
   "allow-dir=DIR|none            The image may name files in DIR.\n" \
+  "discard=unmap|ignore          What becomes of freed space.\n" \
   "max-chain=N                   Limit for the backing chain (default 200).\n" \
   "cache-size=SIZE               Metadata cache (default 32M).\n" \
   "compressed-cache-size=SIZE    Decompressed clusters (default 32M).\n" \
@@ -207,7 +225,7 @@ plugin_dump_plugin (void)
   const char *key, *value;
   size_t pos = 0;
 
-  printf ("qcow2_features=read,snapshots,backing,zlib,data-file,"
+  printf ("qcow2_features=read,write,snapshots,backing,zlib,data-file,"
           "extended-l2\n");
   while (qcow2_build_info (&pos, &key, &value))
     printf ("%s=%s\n", key, value);
@@ -283,6 +301,11 @@ plugin_open (int readonly)
 
   if (!name)
     return NULL;
+  if (!readonly && !options.writable &&
+      !atomic_exchange (&warned_readonly, true))
+    nbdkit_error ("warning: %s: the image is served read-only; nbdkit's -r "
+                  "option says so and silences this warning, write=on "
+                  "serves it for writing", filename);
   h = malloc (sizeof *h);
   if (!h) {
     nbdkit_error ("malloc: %m");
@@ -502,10 +525,10 @@ static struct nbdkit_plugin plugin = {
   .get_size           = plugin_get_size,
   .block_size         = plugin_block_size,
   .can_write          = plugin_can_write,
-  .can_flush          = plugin_yes,
-  .can_trim           = plugin_yes,
-  .can_zero           = plugin_yes,
-  .can_fast_zero      = plugin_yes,
+  .can_flush          = plugin_can_write,
+  .can_trim           = plugin_can_write,
+  .can_zero           = plugin_can_write,
+  .can_fast_zero      = plugin_can_write,
   .can_fua            = plugin_can_fua,
   .can_multi_conn     = plugin_yes,
   .can_extents        = plugin_yes,
