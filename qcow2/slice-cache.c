@@ -509,11 +509,18 @@ copy_sectors (struct slice_cache *cache, uint32_t slot, uint8_t mask,
            atomic_load_explicit (&s->seq, memory_order_relaxed) != seq);
 }
 
-/* Take the slots from the list, pinned, as many as there is room for. */
-static void
-take_dirty_locked (struct slice_cache *cache, struct sealed_slices *sealed)
+/* Take all slots from the list, pinned: whoever seals relies on all that
+ * became dirty before.  If there is not room for all, take none, and
+ * return how many there are.
+ */
+static size_t
+take_dirty (struct slice_cache *cache, struct sealed_slices *sealed)
 {
-  while (cache->dirty_list != 0 && sealed->nr_slots < sealed->slots_room) {
+  size_t nr_dirty;
+
+  pthread_mutex_lock (&cache->lock);
+  nr_dirty = cache->nr_dirty;
+  while (nr_dirty <= sealed->slots_room && cache->dirty_list != 0) {
     uint32_t slot = cache->dirty_list - 1;
     struct slice_slot *s = &cache->slots[slot];
 
@@ -523,30 +530,29 @@ take_dirty_locked (struct slice_cache *cache, struct sealed_slices *sealed)
     s->nr_pins++;
     sealed->slots[sealed->nr_slots++] = slot;
   }
+  pthread_mutex_unlock (&cache->lock);
+  return nr_dirty <= sealed->slots_room ? 0 : nr_dirty;
 }
 
 int
 slice_cache_seal (struct slice_cache *cache, struct sealed_slices *sealed)
 {
-  size_t nr_dirty = slice_cache_nr_dirty (cache), i;
+  size_t nr_dirty, i;
   int r;
 
   memset (sealed, 0, sizeof *sealed);
-  if (nr_dirty == 0)
-    return 0;
-  /* Slices that become dirty from here on are for the next time. */
-  r = grow_room (sealed, nr_dirty, cache->slice_bytes / 512);
-  if (r < 0) {
-    free (sealed->sectors);
-    free (sealed->slots);
-    free (sealed->dirty);
-    memset (sealed, 0, sizeof *sealed);
-    return r;
+  while ((nr_dirty = take_dirty (cache, sealed)) > 0) {
+    /* Some more, for those that become dirty meanwhile. */
+    r = grow_room (sealed, nr_dirty + nr_dirty / 4 + 16,
+                   cache->slice_bytes / 512);
+    if (r < 0) {
+      free (sealed->sectors);
+      free (sealed->slots);
+      free (sealed->dirty);
+      memset (sealed, 0, sizeof *sealed);
+      return r;
+    }
   }
-
-  pthread_mutex_lock (&cache->lock);
-  take_dirty_locked (cache, sealed);
-  pthread_mutex_unlock (&cache->lock);
 
   for (i = 0; i < sealed->nr_slots; ++i) {
     uint32_t slot = sealed->slots[i];
