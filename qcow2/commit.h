@@ -50,8 +50,9 @@ extern int commit (struct committer *c);
  */
 extern void committer_fail (struct committer *c, int err);
 
-/* Is all metadata on disk, with no commit running?  What a request looked
- * up before is then durable.
+/* Is all metadata on disk, with no commit running?  What was looked up
+ * before this call is then durable; what is looked up after it need not
+ * be.
  */
 extern bool committer_is_clean (struct committer *c);
 

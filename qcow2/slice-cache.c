@@ -437,16 +437,17 @@ slice_end_change (struct slice_cache *cache, struct slice_ref *ref,
   struct slice_slot *s = ref->slot;
   uint8_t mask = sector_mask (first, nr);
 
-  ref->seq = atomic_fetch_add_explicit (&s->seq, 1,
-                                        memory_order_acq_rel) + 1;
-  /* A slot with dirty sectors is on the list, so the lock is needed
-   * only for the first one.
+  /* Before readers see the change: what they see and what is not dirty
+   * is on disk.  A slot with dirty sectors is on the list, so the lock is
+   * needed only for the first one.
    */
   if (atomic_fetch_or (&s->dirty, mask) == 0) {
     pthread_mutex_lock (&cache->lock);
     put_on_dirty_list_locked (cache, s);
     pthread_mutex_unlock (&cache->lock);
   }
+  ref->seq = atomic_fetch_add_explicit (&s->seq, 1,
+                                        memory_order_acq_rel) + 1;
 }
 
 /*----- Sealing -----*/
