@@ -16,10 +16,10 @@
  * read with acquire loads: a reader that saw a word of the new slice
  * also sees the sequence count that came before it, and starts again.
  *
- * After a load that failed the count is even again, but the words are
- * still those of the slice before, and a reader that was on its way to
- * the slot may yet come by: so the slot loses its key while the count is
- * odd.
+ * After a load that failed, or when a slice was dropped, the count is
+ * even again, but the words are still those of the slice before, and a
+ * reader that was on its way to the slot may yet come by: so the slot
+ * loses its key while the count is odd.
  *
  * Hash chains are walked without the lock.  A walk may end up in
  * another chain when a slot on its way changes hands; it then finds
@@ -640,6 +640,7 @@ slice_cache_drop (struct slice_cache *cache, uint64_t first, uint64_t end)
     atomic_fetch_add_explicit (&s->seq, 1, memory_order_acq_rel);
     atomic_store (&s->dirty, 0);
     remove_locked (cache, slot);
+    atomic_store_explicit (&s->key, NO_KEY, memory_order_release);
     atomic_fetch_add_explicit (&s->seq, 1, memory_order_release);
   }
   pthread_mutex_unlock (&cache->lock);
