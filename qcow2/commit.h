@@ -40,8 +40,8 @@ extern void committer_init (struct committer *c);
 extern void committer_destroy (struct committer *c);
 
 /* Make everything durable that was done before this call.  Callers that
- * arrive while a commit runs share the next one.  No lock may be held,
- * and no epoch.
+ * arrive while a commit runs share the next one.  No lock may be held;
+ * claims and epochs may be, since a commit waits for neither.
  */
 extern int commit (struct committer *c);
 

@@ -60,7 +60,7 @@ struct slice_cache {
 
   uint32_t dirty_list;          /* first slot plus one, or 0 */
   size_t nr_dirty;
-  void (*pressure_fn) (void *opaque);
+  int (*pressure_fn) (void *opaque);
   void *pressure_opaque;
 
   pthread_cond_t loaded[NR_CONDS]; /* by hash of the key */
@@ -309,22 +309,43 @@ end_load_locked (struct slice_cache *cache, uint32_t slot, int error)
 
 /*----- Pinning -----*/
 
-/* Wait until the slice is cached (true, its slot is pinned), or this
- * thread has to load it (false, its slot is prepared for that).
- */
-static bool
-claim (struct slice_cache *cache, uint64_t key, uint32_t *slot)
+/* No slot can be had: have dirty ones written, or wait for a pin to go. */
+static int
+make_room_locked (struct slice_cache *cache)
 {
-  bool cached = false;
+  int (*fn) (void *opaque) = cache->pressure_fn;
+  void *opaque = cache->pressure_opaque;
+  int r;
 
+  if (cache->nr_dirty > 0 && fn) {
+    pthread_mutex_unlock (&cache->lock);
+    r = fn (opaque);
+    pthread_mutex_lock (&cache->lock);
+    return r;
+  }
+  cache->nr_slot_waiters++;
+  pthread_cond_wait (&cache->unpinned, &cache->lock);
+  cache->nr_slot_waiters--;
+  return 0;
+}
+
+/* Wait until the slice is cached (*CACHED, its slot is pinned), or this
+ * thread has to load it (its slot is prepared for that).
+ */
+static int
+claim (struct slice_cache *cache, uint64_t key, uint32_t *slot, bool *cached)
+{
+  int r = 0;
+
+  *cached = false;
   pthread_mutex_lock (&cache->lock);
-  for (;;) {
+  while (r == 0) {
     *slot = find_locked (cache, key);
     if (*slot != NO_SLOT) {
       if (!cache->slots[*slot].loading) {
         cache->slots[*slot].nr_pins++;
         mark_used (&cache->slots[*slot]);
-        cached = true;
+        *cached = true;
         break;
       }
       pthread_cond_wait (&cache->loaded[hash_key (key) % NR_CONDS],
@@ -336,14 +357,10 @@ claim (struct slice_cache *cache, uint64_t key, uint32_t *slot)
       begin_load_locked (cache, *slot, key);
       break;
     }
-    if (cache->nr_dirty > 0 && cache->pressure_fn)
-      cache->pressure_fn (cache->pressure_opaque);
-    cache->nr_slot_waiters++;
-    pthread_cond_wait (&cache->unpinned, &cache->lock);
-    cache->nr_slot_waiters--;
+    r = make_room_locked (cache);
   }
   pthread_mutex_unlock (&cache->lock);
-  return cached;
+  return r;
 }
 
 /* Called without the lock: the slot belongs to this thread. */
@@ -372,13 +389,13 @@ slice_cache_pin (struct slice_cache *cache, uint64_t key,
                  slice_fill_fn *fill, void *opaque, struct slice_ref *ref)
 {
   uint32_t slot;
+  bool cached;
+  int r = claim (cache, key, &slot, &cached);
 
-  if (!claim (cache, key, &slot)) {
-    int r = load (cache, slot, key, fill, opaque);
-
-    if (r < 0)
-      return r;
-  }
+  if (r == 0 && !cached)
+    r = load (cache, slot, key, fill, opaque);
+  if (r < 0)
+    return r;
   set_ref (cache, slot, 0, ref);
   slice_restart (ref);
   return 0;
@@ -609,7 +626,7 @@ slice_cache_nr_slots (struct slice_cache *cache)
 
 void
 slice_cache_on_pressure (struct slice_cache *cache,
-                         void (*fn) (void *opaque), void *opaque)
+                         int (*fn) (void *opaque), void *opaque)
 {
   pthread_mutex_lock (&cache->lock);
   cache->pressure_fn = fn;

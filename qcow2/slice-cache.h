@@ -151,11 +151,13 @@ extern void slice_cache_unseal (struct slice_cache *cache,
 extern size_t slice_cache_nr_dirty (struct slice_cache *cache);
 extern size_t slice_cache_nr_slots (struct slice_cache *cache);
 
-/* Called, under the cache's lock, when a thread has to wait for a slot:
- * dirty slices may be what is in its way.
+/* FN is called, without a lock, by slice_cache_pin when dirty slices are
+ * in the way: it writes them, or returns a negative errno, which becomes
+ * the result of slice_cache_pin.  That doesn't depend on another thread,
+ * which may be waiting for this one.
  */
 extern void slice_cache_on_pressure (struct slice_cache *cache,
-                                     void (*fn) (void *opaque), void *opaque);
+                                     int (*fn) (void *opaque), void *opaque);
 
 /* Drop the slices whose keys lie in [FIRST, END), in steps of the slice
  * size, which nobody looks up any more; what is dirty in them is lost.

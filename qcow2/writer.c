@@ -48,10 +48,15 @@ writer_free (struct writer *w)
   free (w);
 }
 
-static void
+/* All slots of a cache are dirty.  The thread that needs one commits
+ * itself: it may be in an epoch that the worker waits for, or the worker.
+ */
+static int
 pressure (void *opaque)
 {
-  worker_hurry (opaque);
+  struct writer *w = opaque;
+
+  return commit (&w->committer);
 }
 
 static void
