@@ -126,6 +126,17 @@ retire_done (struct retire *retire, struct retire_list *list)
 }
 
 bool
+retire_has_unlinked (struct retire *retire)
+{
+  bool r;
+
+  pthread_mutex_lock (&retire->lock);
+  r = retire->unlinked.nr > 0;
+  pthread_mutex_unlock (&retire->lock);
+  return r;
+}
+
+bool
 retire_is_empty (struct retire *retire)
 {
   bool r;

@@ -65,6 +65,9 @@ extern void retire_unseal (struct retire *retire, struct retire_list *sealed,
 extern bool retire_take (struct retire *retire, struct retire_list *list);
 extern void retire_done (struct retire *retire, struct retire_list *list);
 
+/* Does anything wait for a commit? */
+extern bool retire_has_unlinked (struct retire *retire);
+
 /* Is anything left on the way? */
 extern bool retire_is_empty (struct retire *retire);
 

@@ -64,7 +64,9 @@ worker_round (struct writer *w)
 {
   int r = 0;
 
-  if (!committer_is_clean (&w->committer))
+  /* A commit may have come between a change and what it unlinked. */
+  if (!committer_is_clean (&w->committer) ||
+      retire_has_unlinked (&w->retire))
     r = commit (&w->committer);
   return r < 0 ? r : free_durable (w);
 }
