@@ -49,6 +49,19 @@ l2_corrupt (const struct writer *w, uint64_t offset, const char *problem)
   return -EIO;
 }
 
+int
+l2_check (const struct writer *w, uint64_t offset, const struct l2_entry *e)
+{
+  if (e->entry & ENTRY_COMPRESSED) {
+    if (w->top->external_data)
+      return l2_corrupt (w, offset, "compressed cluster, but there is an "
+                         "external data file");
+  }
+  else if (l2_host_cluster (e) & (layer_cluster_bytes (w->top) - 1))
+    return l2_corrupt (w, offset, "data cluster is not aligned");
+  return 0;
+}
+
 /*----- Slices -----*/
 
 struct place {
@@ -229,6 +242,12 @@ replace_table (struct writer *w, uint32_t l1_index, uint64_t old,
   return 0;
 }
 
+static bool
+is_own_table (uint64_t l1_entry)
+{
+  return l1_entry & ENTRY_COPIED && l1_entry & ENTRY_OFFSET_MASK;
+}
+
 int
 l2_own_table (struct writer *w, uint64_t offset, struct epoch_ticket ticket)
 {
@@ -238,12 +257,12 @@ l2_own_table (struct writer *w, uint64_t offset, struct epoch_ticket ticket)
   uint64_t entry;
   int r = 0;
 
-  if (w->top->l1.entries[index] & ENTRY_COPIED)
+  if (is_own_table (w->top->l1.entries[index]))
     return 0;
   inflight_claim (stripe, &claim, index << l1_bits (w),
                   (index + 1) << l1_bits (w), UINT64_C (1) << l1_bits (w));
   entry = w->top->l1.entries[index];
-  if (!(entry & ENTRY_COPIED)) {
+  if (!is_own_table (entry)) {
     entry &= ENTRY_OFFSET_MASK;
     if (entry & (layer_cluster_bytes (w->top) - 1))
       r = l2_corrupt (w, offset, "L2 table is not aligned");

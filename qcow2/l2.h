@@ -49,6 +49,12 @@ extern void l2_unlink (struct writer *w, const struct l2_entry *old);
 extern int l2_corrupt (const struct writer *w, uint64_t offset,
                        const char *problem);
 
+/* Can the entry of guest OFFSET be trusted so far that clusters may be
+ * written, or given up, by its word?  Returns 0 or -EIO.
+ */
+extern int l2_check (const struct writer *w, uint64_t offset,
+                     const struct l2_entry *e);
+
 /* Does the entry name a host cluster that the active layer alone uses,
  * not compressed?
  */

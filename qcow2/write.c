@@ -146,12 +146,12 @@ check_old (const struct piece *p)
 {
   unsigned i;
 
-  for (i = 0; i < p->nr_clusters; ++i)
-    if (!(p->old[i].entry & ENTRY_COMPRESSED) &&
-        l2_host_cluster (&p->old[i]) & (cluster_bytes (p) - 1))
-      return l2_corrupt (p->w, p->first_cluster + i * cluster_bytes (p),
-                         "data cluster is not aligned");
-  return 0;
+  int r = 0;
+
+  for (i = 0; i < p->nr_clusters && r == 0; ++i)
+    r = l2_check (p->w, p->first_cluster + i * cluster_bytes (p),
+                  &p->old[i]);
+  return r;
 }
 
 /* Treat as many clusters together as are alike and adjacent. */

@@ -206,9 +206,9 @@ change_entries (const struct zeroing *z, const struct units *u,
     uint32_t which = is_extended (z->w) ?
       covered (z->w, start, u->start, u->end) : UINT32_MAX;
 
-    if (!(old[i].entry & ENTRY_COMPRESSED) &&
-        l2_host_cluster (&old[i]) & (cluster - 1))
-      return l2_corrupt (z->w, start, "data cluster is not aligned");
+    r = l2_check (z->w, start, &old[i]);
+    if (r < 0)
+      return r;
     if (which == UINT32_MAX)
       new_entry (z, &old[i], &new[i]);
     else
