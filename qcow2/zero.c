@@ -105,7 +105,9 @@ zero_edge (const struct zeroing *z, uint64_t count, uint64_t offset,
 
 /*----- Whole units -----*/
 
-/* The subclusters of the cluster at START that [OFFSET, END) covers. */
+/* The subclusters of the cluster at START that [OFFSET, END) covers.  What
+ * is beyond the end of the disk goes with the last one.
+ */
 static uint32_t
 covered (const struct writer *w, uint64_t start, uint64_t offset,
          uint64_t end)
@@ -113,7 +115,7 @@ covered (const struct writer *w, uint64_t start, uint64_t offset,
   unsigned bits = w->top->unit_bits;
   uint64_t cluster = layer_cluster_bytes (w->top);
   uint64_t first = offset > start ? (offset - start) >> bits : 0;
-  uint64_t last = end < start + cluster ?
+  uint64_t last = end < start + cluster && end != w->top->size_bytes ?
     (end - start + unit_bytes (w) - 1) >> bits : SUBCLUSTERS_PER_CLUSTER;
 
   return (uint32_t) ((UINT64_C (1) << last) - (UINT64_C (1) << first));
