@@ -72,6 +72,17 @@ epoch_leave (struct epoch_ticket ticket)
                              memory_order_release);
 }
 
+/* If the note is there already, whoever takes it has yet to flush: so it
+ * must not be looked at before the write is done.
+ */
+void
+epoch_note_write (struct epoch_ticket ticket)
+{
+  full_barrier ();
+  if (!atomic_load_explicit (&ticket.stripe->wrote, memory_order_relaxed))
+    atomic_store (&ticket.stripe->wrote, true);
+}
+
 bool
 epoch_take_wrote (struct epoch *epoch)
 {

@@ -39,12 +39,7 @@ extern struct epoch_ticket epoch_enter (struct epoch *epoch);
 extern void epoch_leave (struct epoch_ticket ticket);
 
 /* Note that this request has written to the storage. */
-static inline void
-epoch_note_write (struct epoch_ticket ticket)
-{
-  if (!atomic_load_explicit (&ticket.stripe->wrote, memory_order_relaxed))
-    atomic_store (&ticket.stripe->wrote, true);
-}
+extern void epoch_note_write (struct epoch_ticket ticket);
 
 /* For epoch_note_write outside of a request. */
 static inline struct epoch_ticket
