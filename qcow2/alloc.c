@@ -180,7 +180,9 @@ scan_for_hole (struct allocator *a)
   if (r < 0)
     return r;
   pthread_mutex_lock (&a->lock);
-  a->scan = found.first + found.nr;
+  /* Not if holes were forgotten meanwhile that are further back. */
+  if (a->scan == from)
+    a->scan = found.first + found.nr;
   add_hole_locked (a, found.first, found.nr);
   pthread_mutex_unlock (&a->lock);
   return found.nr > 0 ? 0 : -ENOSPC;
