@@ -151,8 +151,8 @@ prefetch_compressed (const struct qcow2 *image, const struct run *run,
                             cluster_cache_prefetch (image->clusters, &c));
 }
 
-int
-qcow2_prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
+static int
+prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
 {
   uint64_t room_bytes = view->image->compressed_cache_bytes;
   unsigned nr_runs = 0;
@@ -175,4 +175,15 @@ qcow2_prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
     count -= run.length_bytes;
   }
   return 0;
+}
+
+int
+qcow2_prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
+{
+  struct epoch_ticket ticket = epoch_enter (&view->image->epoch);
+  int r;
+
+  r = prefetch (view, count, offset);
+  epoch_leave (ticket);
+  return r;
 }
