@@ -17,6 +17,7 @@
 #include "retire.h"
 #include "turn.h"
 
+struct committer;
 struct header_writer;
 
 struct cluster_range {
@@ -32,6 +33,7 @@ struct allocator {
   struct turn *turn;
   struct header_writer *header;
   struct retire *retire;
+  struct committer *committer;  /* to be told of failed flushes */
 
   /* From here on no cluster ever held anything, and all of it reads as
    * zeros: the end of the file when it was opened.  UINT64_MAX where

@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "commit.h"
 #include "format.h"
 #include "header-write.h"
 
@@ -212,6 +213,8 @@ switch_table (const struct growth *g)
   r = header_writer_set_refcount_table (g->a->header, offset,
                                         (uint32_t) g->table_clusters);
   if (r < 0) {
+    /* The header may name either table now. */
+    committer_fail (g->a->committer, r);
     free (table);
     return r;
   }
@@ -236,10 +239,13 @@ write_growth (const struct growth *g)
                            area_first_cluster (g) << a->rc->cluster_bits,
                            false);
   free (area);
-  if (r == 0)
-    r = qcow2_storage_flush (a->layer->file);
   if (r < 0)
     return r;
+  r = qcow2_storage_flush (a->layer->file);
+  if (r < 0) {
+    committer_fail (a->committer, r);
+    return r;
+  }
 
   if (g->table_clusters > 0)
     return switch_table (g);

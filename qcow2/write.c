@@ -365,6 +365,23 @@ write_piece (struct writer *w, struct epoch_ticket ticket, const void *buf,
   return r;
 }
 
+/* A durable write that failed may have taken with it what others wrote
+ * before and count on the next flush for.  Lack of room for these bytes
+ * alone is told from that by writing them in the ordinary way.
+ */
+static int
+write_durably (struct writer *w, const struct iovec *iov, uint64_t host)
+{
+  int r = qcow2_storage_writev (w->top->data, iov, 1, host, true);
+
+  if (r == -ENOSPC &&
+      qcow2_storage_writev (w->top->data, iov, 1, host, false) == -ENOSPC)
+    return r;
+  if (r < 0)
+    committer_fail (&w->committer, r);
+  return r;
+}
+
 /* As much as can be written in place; 0 if nothing can. */
 static int
 write_in_place (struct writer *w, struct epoch_ticket ticket,
@@ -388,7 +405,8 @@ write_in_place (struct writer *w, struct epoch_ticket ticket,
   }
   iov.iov_base = (void *) buf;
   iov.iov_len = run.length_bytes;
-  r = qcow2_storage_writev (w->top->data, &iov, 1, run.host_offset, durable);
+  r = durable ? write_durably (w, &iov, run.host_offset) :
+    qcow2_storage_writev (w->top->data, &iov, 1, run.host_offset, false);
   epoch_note_write (ticket);
   *done = run.length_bytes;
   return r;

@@ -71,6 +71,7 @@ connect_parts (struct writer *w)
   c->retire = &w->retire;
   c->epoch = &w->image->epoch;
   c->turn = &w->turn;
+  w->alloc.committer = c;
   slice_cache_on_pressure (w->top->slices, pressure, w);
   slice_cache_on_pressure (w->rc->slices, pressure, w);
 }
@@ -187,6 +188,9 @@ commit_all (struct writer *w)
 {
   int r;
 
+  r = committer_state (&w->committer);
+  if (r < 0)
+    return r;
   /* Retiring makes refcounts dirty, which the next round writes. */
   do
     r = worker_round (w);
