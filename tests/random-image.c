@@ -88,7 +88,7 @@ draw_features (struct random_image *image, enum image_trait trait,
   else if (zstd)
     image->compression = "zstd";
   else if (trait == TRAIT_ZLIB || trait == TRAIT_EXTENDED_COMPRESSED ||
-           (trait != TRAIT_PREALLOCATED && one_in (4, seed)))
+           (strcmp (image->preallocation, "off") == 0 && one_in (4, seed)))
     image->compression = "zlib";
 
   if (!image->data_file && (trait == TRAIT_SNAPSHOTS ||
