@@ -360,9 +360,11 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
     return qcow2_error_set (error, EINVAL,
                             "the limit for the backing chain may be at most "
                             "%d", QCOW2_MAX_CHAIN_DEPTH);
-  o.image = calloc (1, sizeof *o.image);
+  /* Its epochs lie in cache lines of their own. */
+  o.image = aligned_alloc (_Alignof (struct qcow2), sizeof *o.image);
   if (!o.image)
     return qcow2_error_set (error, ENOMEM, "out of memory");
+  memset (o.image, 0, sizeof *o.image);
   pthread_mutex_init (&o.image->views_lock, NULL);
   epoch_init (&o.image->epoch);
   o.image->log.fn = options->log;

@@ -80,11 +80,12 @@ int
 writer_new (struct qcow2 *image, const struct qcow2_options *options,
             struct qcow2_error *error)
 {
-  struct writer *w = calloc (1, sizeof *w);
+  struct writer *w = aligned_alloc (_Alignof (struct writer), sizeof *w);
   int r;
 
   if (!w)
     return qcow2_error_set (error, ENOMEM, "out of memory");
+  memset (w, 0, sizeof *w);
   w->image = image;
   w->top = image->chain.layers[0];
   w->discard = options->discard;
