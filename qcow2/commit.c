@@ -74,8 +74,9 @@ write_sectors (struct committer *c, struct sealed_slices *sealed)
   size_t i = 0, n;
   int r;
 
-  qsort (sealed->sectors, sealed->nr_sectors, sizeof *sealed->sectors,
-         compare_sectors);
+  if (sealed->nr_sectors > 1)
+    qsort (sealed->sectors, sealed->nr_sectors, sizeof *sealed->sectors,
+           compare_sectors);
   while (i < sealed->nr_sectors) {
     uint64_t offset = sector_offset (&sealed->sectors[i]);
 
