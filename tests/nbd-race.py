@@ -26,48 +26,25 @@ import time
 
 import nbd
 
+from nbdblocks import BLOCK, Blocks, block_bytes, nr_unexplained
+
 HAMMERED = 8
 FIRST_INNOCENT = 16
 IN_FLIGHT = 64
-BLOCK = 512
-ZEROS = bytes(BLOCK)
-PENDING = float("inf")
-
-
-def block_bytes(number):
-    """What request NUMBER writes to a block; 0 is zeros."""
-    return number.to_bytes(8, "little") * (BLOCK // 8)
-
-
-class Request:
-    def __init__(self, number, began, overwrites):
-        self.number = number
-        self.began = began
-        self.ended = PENDING
-        self.overwrites = overwrites
 
 
 class Hammer(threading.Thread):
-    """Notes for each block which requests may have written it last."""
-
     def __init__(self, uri, cluster, until, seed):
         super().__init__()
         self.random = random.Random(seed)
         self.cluster = cluster
         self.bytes = HAMMERED * cluster
         self.until = until
-        self.clock = 1
         self.answered = self.started = 0
         self.errors = []
-        first = Request(0, 0, True)
-        first.ended = 0
-        self.blocks = [[first] for _ in range(self.bytes // BLOCK)]
+        self.blocks = Blocks(self.bytes)
         self.nbd = nbd.NBD()
         self.nbd.connect_uri(uri)
-
-    def tick(self):
-        self.clock += 1
-        return self.clock
 
     def place(self, whole):
         if whole:
@@ -78,15 +55,12 @@ class Hammer(threading.Thread):
             offset = self.random.randrange(self.bytes // BLOCK) * BLOCK
         return offset, min(length, self.bytes - offset)
 
-    def ended(self, request, blocks, error):
+    def ended(self, request, error):
         self.answered += 1
-        request.ended = self.tick()
+        self.blocks.end(request)
+        self.blocks.settle(request)
         if error:
             self.errors.append("a hammering request got errno %d" % error)
-        elif request.overwrites:
-            for block in blocks:
-                self.blocks[block] = [r for r in self.blocks[block]
-                                      if r.ended >= request.began]
         return 1
 
     def start_one(self):
@@ -95,13 +69,10 @@ class Hammer(threading.Thread):
         self.started += 1
         trim = dice > 0.85
         number = self.started if dice <= 0.45 else 0
-        request = Request(number, self.tick(), not trim)
-        blocks = range(offset // BLOCK, (offset + length) // BLOCK)
-        for block in blocks:
-            self.blocks[block].append(request)
+        request = self.blocks.begin(number, offset, length, not trim)
 
         def completion(error):
-            return self.ended(request, blocks, error.value)
+            return self.ended(request, error.value)
 
         if number:
             data = nbd.Buffer.from_bytearray(
@@ -120,10 +91,6 @@ class Hammer(threading.Thread):
                 self.start_one()
             self.nbd.poll(-1)
         self.nbd.shutdown()
-
-    def expectation(self):
-        """For each block, the numbers of the requests it may be of."""
-        return [sorted({r.number for r in block}) for block in self.blocks]
 
 
 def innocent_content(cluster, index):
@@ -169,22 +136,6 @@ class Innocent(threading.Thread):
         self.nbd.shutdown()
 
 
-def unexplained_blocks(handle, blocks):
-    content = handle.pread(len(blocks) * BLOCK, 0)
-    wrong = 0
-    for i, numbers in enumerate(blocks):
-        got = content[i * BLOCK:(i + 1) * BLOCK]
-        wants = [block_bytes(n) for n in numbers]
-        if got not in wants and any(
-                all(got[k] != want[k] for want in wants)
-                for k in range(BLOCK)):
-            wrong += 1
-            if wrong <= 5:
-                print("block %d begins with %s, not of one of %s"
-                      % (i, bytes(got[:8]).hex(), numbers), file=sys.stderr)
-    return wrong
-
-
 def verify(uri, state, damaged):
     """Returns whether all is as expected, and says how much is not."""
     handle = nbd.NBD()
@@ -192,7 +143,7 @@ def verify(uri, state, damaged):
     for index in range(state["innocents"]):
         if not innocent_is_intact(handle, state["cluster"], index):
             damaged.add(index)
-    wrong = unexplained_blocks(handle, state["blocks"])
+    wrong = nr_unexplained(handle, state["blocks"])
     handle.shutdown()
     print("%d of %d innocent clusters damaged, %d of %d blocks unexplained"
           % (len(damaged), state["innocents"], wrong, len(state["blocks"])))
@@ -208,7 +159,7 @@ def run(uri, state_file, cluster, seconds, innocents, seed):
     innocent.join()
 
     state = {"cluster": cluster, "innocents": innocents,
-             "blocks": hammer.expectation()}
+             "blocks": hammer.blocks.expectation()}
     with open(state_file, "wb") as file:
         pickle.dump(state, file)
     for error in (hammer.errors + innocent.errors)[:10]:
