@@ -11,7 +11,7 @@
 
 #include "cluster-census.h"
 #include "qcow2.h"
-#include "write-model.h"
+#include "content-model.h"
 
 #define LOAD_CONNECTIONS 4
 

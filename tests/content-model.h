@@ -11,8 +11,8 @@
  * Each write has bytes of its own, made from its number and the place.
  */
 
-#ifndef WRITE_MODEL_H
-#define WRITE_MODEL_H
+#ifndef CONTENT_MODEL_H
+#define CONTENT_MODEL_H
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -66,4 +66,4 @@ extern uint64_t model_clock (struct model *m);
 extern bool model_check (struct model *m, const void *buf, uint64_t offset,
                          uint64_t count, uint64_t began);
 
-#endif /* WRITE_MODEL_H */
+#endif /* CONTENT_MODEL_H */

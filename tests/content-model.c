@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "write-model.h"
+#include "content-model.h"
 
 #define PENDING UINT64_MAX
 
