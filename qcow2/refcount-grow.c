@@ -33,6 +33,7 @@
 #define MIN_AHEAD_BYTES (UINT64_C (4) << 20)
 #define AHEAD_PART 64
 #define MAX_AREA_BYTES (UINT64_C (4) << 20)
+#define ENTRIES_PER_SECTOR 64
 
 struct growth {
   struct allocator *a;
@@ -66,7 +67,10 @@ target_cluster (const struct allocator *a, uint64_t cluster)
   return target < a->end ? target : a->end - 1;
 }
 
-/* As many entries in a row as are wanted and not there. */
+/* As many entries in a row as are wanted and not there.  They lie in one
+ * sector, so that all of them become valid at once: the blocks'
+ * refcounts are in the first ones.
+ */
 static uint64_t
 count_missing (const struct allocator *a, uint64_t first_entry,
                uint64_t cluster)
@@ -78,6 +82,8 @@ count_missing (const struct allocator *a, uint64_t first_entry,
 
   if (max == 0)
     max = 1;
+  if (max > ENTRIES_PER_SECTOR - first_entry % ENTRIES_PER_SECTOR)
+    max = ENTRIES_PER_SECTOR - first_entry % ENTRIES_PER_SECTOR;
   while (nr < max && first_entry + nr <= last &&
          (first_entry + nr >= table->nr_entries ||
           table->entries[first_entry + nr] == 0))
@@ -151,32 +157,25 @@ fill_area (const struct growth *g, uint64_t *area)
       htobe64 ((area_first_cluster (g) + i) << rc->cluster_bits);
 }
 
-/* Write the sectors of the table that hold the new entries. */
+/* Write the sector of the table that holds the new entries. */
 static int
 write_entries (const struct growth *g)
 {
   const struct refcounts *rc = g->a->rc;
   const struct refcount_table *table = atomic_load (&rc->table);
-  uint64_t first = g->first_entry & ~UINT64_C (63);
-  uint64_t nr = ((g->first_entry + g->nr_blocks + 63) & ~UINT64_C (63)) -
-    first;
-  uint64_t *words = malloc (nr * 8);
+  uint64_t first = g->first_entry / ENTRIES_PER_SECTOR * ENTRIES_PER_SECTOR;
+  uint64_t words[ENTRIES_PER_SECTOR];
   uint64_t i;
-  int r;
 
-  if (!words)
-    return -ENOMEM;
-  for (i = 0; i < nr; ++i) {
+  for (i = 0; i < ENTRIES_PER_SECTOR; ++i) {
     uint64_t block = first + i - g->first_entry;
 
     words[i] = htobe64 (block < g->nr_blocks ?
                         (area_first_cluster (g) + block) <<
                         rc->cluster_bits : table->entries[first + i]);
   }
-  r = qcow2_storage_write (g->a->layer->file, words, nr * 8,
-                           table->host_offset + first * 8, false);
-  free (words);
-  return r;
+  return qcow2_storage_write (g->a->layer->file, words, sizeof words,
+                              table->host_offset + first * 8, false);
 }
 
 static void
