@@ -217,6 +217,20 @@ qcow2_storage_zero (struct qcow2_storage *s, uint64_t offset,
   return write_zeros (s, offset, (uint64_t) clipped);
 }
 
+int
+qcow2_storage_punch (struct qcow2_storage *s, uint64_t offset,
+                     uint64_t count)
+{
+  int64_t clipped;
+
+  if (!s->ops->zero)
+    return -EOPNOTSUPP;
+  clipped = clip_to_end (s, offset, count);
+  if (clipped <= 0)
+    return (int) clipped;
+  return s->ops->zero (s, offset, (uint64_t) clipped, true);
+}
+
 void
 qcow2_storage_discard (struct qcow2_storage *s, uint64_t offset,
                        uint64_t count)

@@ -134,6 +134,12 @@ extern int qcow2_storage_flush (struct qcow2_storage *s);
 extern int qcow2_storage_zero (struct qcow2_storage *s, uint64_t offset,
                                uint64_t count, bool may_punch);
 
+/* Make the range read as zeros without taking space, if the storage can
+ * do that; else -EOPNOTSUPP, and nothing is done.
+ */
+extern int qcow2_storage_punch (struct qcow2_storage *s, uint64_t offset,
+                                uint64_t count);
+
 /* Give the range back to the host if it can take it: as the vtable's
  * member, up to the end of the storage.
  */

@@ -169,7 +169,10 @@ unlinks (const struct l2_entry *old, const struct l2_entry *new)
   return l2_host_cluster (old) != l2_host_cluster (new);
 }
 
-/* The data file is changed first, the entry after it. */
+/* The data file is changed first, the entry after it.  Until that is
+ * durable, the old entry may come back: so the data file has to read as
+ * zeros, and not as anything that discarding might leave.
+ */
 static int
 zero_data_file (const struct zeroing *z, uint64_t start, uint64_t end)
 {
@@ -182,7 +185,9 @@ zero_data_file (const struct zeroing *z, uint64_t start, uint64_t end)
     r = qcow2_storage_zero (w->top->data, start, end - start,
                             z->mode != ZERO_KEEP);
   else if (z->mode != ZERO_KEEP && w->discard)
-    qcow2_storage_discard (w->top->data, start, end - start);
+    r = qcow2_storage_punch (w->top->data, start, end - start);
+  if (r == -EOPNOTSUPP)
+    r = 0;
   epoch_note_write (z->ticket);
   return r;
 }
