@@ -189,7 +189,8 @@ commit_all (struct writer *w)
 {
   int r;
 
-  r = committer_state (&w->committer);
+  /* Also what was written in place, to the data file too. */
+  r = commit (&w->committer);
   if (r < 0)
     return r;
   /* Retiring makes refcounts dirty, which the next round writes. */
