@@ -194,16 +194,20 @@ bench: deps
 # TESTS="install test-codec" runs just these, SHORT=1 a part for CI.
 TESTS =
 SHORT =
-SANITIZE_SHORT :=
-VALGRIND_SHORT :=
+SANITIZE_SHORT := test-backing-name test-bad-entry test-bad-header test-chain \
+	test-cluster-cache test-codec test-fuzz test-open-faults \
+	test-read-threads test-slice-cache extents plugin
+VALGRIND_SHORT := test-backing-name test-bad-header test-chain test-codec \
+	test-cluster-cache test-open-faults test-read-threads \
+	test-slice-cache big-offsets
 
 # What a sanitizer can see: the engine's test programs, and the tests that
 # start a server with tests/lib.bash.
 C_TESTS      := $(notdir $(TEST_SRC:.c=))
 SERVER_TESTS := $(notdir $(basename \
 	$(shell grep -ls start_nbdkit tests/*.bats 2>/dev/null)))
-# The one test that also runs its servers under valgrind.
-VALGRIND_SERVER_TEST :=
+# The one that runs its servers under valgrind, too.
+VALGRIND_SERVER_TEST := extents
 
 chosen = $(strip $(or $(TESTS),$(if $(SHORT),$(1)),$(2)))
 sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS))

@@ -15,7 +15,7 @@ packages=(
     gcc libc6-dev make pkg-config perl nbdkit nbdkit-plugin-dev
     zlib1g-dev libjansson-dev libdeflate-dev libisal-dev libzstd-dev
     # testing
-    bats clang e2fsprogs jq libc6-dbg libnbd-bin libnbd-dev python3
+    bats clang e2fsprogs file jq libc6-dbg libnbd-bin libnbd-dev python3
     python3-libnbd qemu-utils strace util-linux valgrind xxd
     # measuring
     fio
@@ -23,7 +23,7 @@ packages=(
 
 programs=(
     "gcc" "clang" "make" "pkg-config" "pod2man" "nbdkit"
-    "bats" "fio" "jq" "strace" "valgrind" "xxd" "setarch"
+    "bats" "file" "fio" "jq" "strace" "valgrind" "xxd" "setarch"
     "mke2fs" "debugfs" "e2fsck"
     "qemu-img" "qemu-io" "qemu-nbd"
     "nbdinfo" "nbdcopy"

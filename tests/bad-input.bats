@@ -58,11 +58,14 @@ END
 }
 
 @test "encrypted images are refused by name" {
-    for format in aes luks; do
-        qemu-img create -q -f qcow2 --object secret,id=s,data=secret \
-            -o "encrypt.format=$format,encrypt.key-secret=s" $format 1M
-        refuses_to_start "$format: .*encrypted.*(AES|LUKS)" $format
-    done
+    qemu-img create -q -f qcow2 --object secret,id=s,data=secret \
+        -o encrypt.format=aes,encrypt.key-secret=s aes.qcow2 1M
+    refuses_to_start 'aes.qcow2: the image is encrypted.*AES' aes.qcow2
+
+    # Making a real one takes qemu-img seconds, and fails on a busy machine.
+    make_image luks.qcow2
+    patch luks.qcow2 32 00000002
+    refuses_to_start 'luks.qcow2: the image is encrypted.*LUKS' luks.qcow2
 }
 
 @test "an unknown feature is refused by the name that the image gives it" {

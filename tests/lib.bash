@@ -14,7 +14,7 @@
 # shellcheck disable=SC2034
 #
 # Servers run in the foreground on a Unix socket, never with --run, so that
-# they can be sanitized: NBDKIT_PRELOAD names a sanitizer's runtime library and
+# they can be sanitized: NBDKIT_PRELOAD names libraries to preload for that and
 # NBDKIT_WRAPPER a command (valgrind) to run nbdkit under; tests/run sets both.
 # Programs other than nbdkit run as they are.
 
@@ -64,10 +64,10 @@ fail ()
 # on the socket $sock with the plugin and ARGS.
 nbdkit_command ()
 {
-    local preload=${NBDKIT_PRELOAD:-}${TEST_PRELOAD:+ ${TEST_PRELOAD}}
+    local preload=${NBDKIT_PRELOAD:-}${TEST_PRELOAD:+:$TEST_PRELOAD}
     # shellcheck disable=SC2206
     nbdkit_cmd=(env ASAN_OPTIONS="${ASAN_OPTIONS:-}:detect_leaks=0"
-                ${preload:+"LD_PRELOAD=${preload# }"} ${NBDKIT_WRAPPER:-}
+                ${preload:+"LD_PRELOAD=${preload#:}"} ${NBDKIT_WRAPPER:-}
                 nbdkit -f -U "$sock" "$plugin" "$@")
 }
 
