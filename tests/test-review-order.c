@@ -5,6 +5,7 @@
  */
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -26,8 +27,8 @@ struct hooked {
 };
 
 /* Called before each write and flush; an error takes its place. */
-static int (*before_write) (bool durable);
-static int (*before_flush) (void);
+static int (*_Atomic before_write) (bool durable);
+static int (*_Atomic before_flush) (void);
 
 static struct qcow2_storage *
 next_of (struct qcow2_storage *s)
@@ -52,7 +53,8 @@ static int
 hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
                 uint64_t offset, bool durable)
 {
-  int r = before_write ? before_write (durable) : 0;
+  int (*hook) (bool) = before_write;
+  int r = hook ? hook (durable) : 0;
 
   return r < 0 ? r :
     next_of (s)->ops->pwritev (next_of (s), iov, iovcnt, offset, durable);
@@ -61,7 +63,8 @@ hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
 static int
 hooked_flush (struct qcow2_storage *s)
 {
-  int r = before_flush ? before_flush () : 0;
+  int (*hook) (void) = before_flush;
+  int r = hook ? hook () : 0;
 
   return r < 0 ? r : next_of (s)->ops->flush (next_of (s));
 }
@@ -257,7 +260,7 @@ test_no_room_for_durable_write (void)
   is_int (close_image (), 0, "closed");
 }
 
-static unsigned nr_flushes;
+static atomic_uint nr_flushes;
 
 static int
 fail_flush (void)

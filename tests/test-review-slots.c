@@ -21,7 +21,7 @@
 /*----- Sealing -----*/
 
 #define SLICE_BYTES 4096
-#define NR_SEALS 10000
+#define NR_SEALS 30000
 #define NR_OTHERS 500           /* slices of the other thread */
 
 static struct slice_cache *cache;
