@@ -90,6 +90,22 @@ add_hole_locked (struct allocator *a, uint64_t first, uint64_t nr)
   a->hole_clusters += nr;
 }
 
+/* Holes near the end may be clusters that were given back because the
+ * storage refused to grow: put the lowest one last.
+ */
+static void
+prefer_lowest_locked (struct allocator *a)
+{
+  struct cluster_range *last = &a->holes[a->nr_holes - 1], was = *last;
+  unsigned i, lowest = a->nr_holes - 1;
+
+  for (i = 0; i < a->nr_holes; ++i)
+    if (a->holes[i].first < a->holes[lowest].first)
+      lowest = i;
+  *last = a->holes[lowest];
+  a->holes[lowest] = was;
+}
+
 static bool
 take_hole_locked (struct allocator *a, uint64_t nr, struct cluster_range *out)
 {
@@ -97,6 +113,8 @@ take_hole_locked (struct allocator *a, uint64_t nr, struct cluster_range *out)
 
   if (a->nr_holes == 0)
     return false;
+  if (a->full)
+    prefer_lowest_locked (a);
   hole = &a->holes[a->nr_holes - 1];
   out->first = hole->first;
   out->nr = hole->nr < nr ? hole->nr : nr;
@@ -125,7 +143,8 @@ propose (struct allocator *a, uint64_t nr, struct cluster_range *out,
 
   pthread_mutex_lock (&a->lock);
   *appended = false;
-  if (!(holes_are_many_locked (a) && take_hole_locked (a, nr, out))) {
+  if (!((a->full || holes_are_many_locked (a)) &&
+        take_hole_locked (a, nr, out))) {
     if (a->append < a->end) {
       out->first = a->append;
       out->nr = a->end - a->append < nr ? a->end - a->append : nr;
@@ -159,6 +178,12 @@ alloc_note_free (struct allocator *a, uint64_t first, uint64_t nr)
   pthread_mutex_lock (&a->lock);
   add_hole_locked (a, first, nr);
   pthread_mutex_unlock (&a->lock);
+}
+
+void
+alloc_note_full (struct allocator *a)
+{
+  atomic_store (&a->full, true);
 }
 
 /* No cluster is known to be free: look for one from a->scan on, outside

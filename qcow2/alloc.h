@@ -41,6 +41,8 @@ struct allocator {
    */
   uint64_t fresh_from;
   uint64_t end;                 /* there are no clusters from here on */
+  _Atomic bool full;            /* the storage refused to grow: look for
+                                   room within it first */
 
   pthread_mutex_t lock;         /* for what follows */
   uint64_t append;              /* the next cluster at the end */
@@ -66,6 +68,9 @@ extern int alloc_clusters (struct allocator *a, uint64_t nr,
 /* NR clusters from FIRST on are free now (refcount 0). */
 extern void alloc_note_free (struct allocator *a, uint64_t first,
                              uint64_t nr);
+
+/* The storage has no room for clusters at its end. */
+extern void alloc_note_full (struct allocator *a);
 
 /* Make sure that there is a refcount block for CLUSTER, and for some
  * more after it.  Takes the turn.

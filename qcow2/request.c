@@ -74,9 +74,11 @@ run (const struct qcow2_view *view, const struct request *req)
   if (r < 0)
     return r;
   r = run_once (w, req, &durable);
-  if (r == -ENOSPC && !retire_is_empty (&w->retire) &&
-      worker_reclaim (w) == 0)
-    r = run_once (w, req, &durable);
+  if (r == -ENOSPC) {
+    alloc_note_full (&w->alloc);
+    if (retire_is_empty (&w->retire) || worker_reclaim (w) == 0)
+      r = run_once (w, req, &durable);
+  }
   if (r == 0 && req->fua && !durable)
     r = commit (&w->committer);
   return r;
