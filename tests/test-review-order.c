@@ -30,6 +30,9 @@ struct hooked {
 static int (*_Atomic before_write) (bool durable);
 static int (*_Atomic before_flush) (void);
 
+/* No byte can be written from here on; 0: there is room for all. */
+static _Atomic uint64_t room_bytes;
+
 static struct qcow2_storage *
 next_of (struct qcow2_storage *s)
 {
@@ -55,7 +58,13 @@ hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
 {
   int (*hook) (bool) = before_write;
   int r = hook ? hook (durable) : 0;
+  uint64_t end = offset;
+  int i;
 
+  for (i = 0; i < iovcnt; ++i)
+    end += iov[i].iov_len;
+  if (room_bytes > 0 && end > room_bytes)
+    r = -ENOSPC;
   return r < 0 ? r :
     next_of (s)->ops->pwritev (next_of (s), iov, iovcnt, offset, durable);
 }
@@ -260,6 +269,29 @@ test_no_room_for_durable_write (void)
   is_int (close_image (), 0, "closed");
 }
 
+/* Space that was trimmed is used again where the file can't grow. */
+static void
+test_room_within_the_file (void)
+{
+  const size_t half = 4096 * KiB;
+  unsigned i, nr_failed = 0;
+
+  make_image ("");
+  room_bytes = half + 16 * CLUSTER_BYTES;
+  is_int (write_bytes ('B', half, 0, false), 0, "half of the disk is written");
+  is_int (write_bytes ('C', half, half, false), -ENOSPC,
+          "the other half finds no room");
+  if (qcow2_trim (view, half, 0, false) < 0 || qcow2_flush (view) < 0)
+    abort ();
+  for (i = 0; i < 8; ++i)
+    nr_failed += write_bytes ('D', half / 16, half + i * half / 16,
+                              false) < 0;
+  is_int (nr_failed, 0, "it does after the first half was trimmed");
+  room_bytes = 0;
+  is_int (close_image (), 0, "closed");
+  run_command ("qemu-img check -q disk.qcow2");
+}
+
 static atomic_uint nr_flushes;
 
 static int
@@ -338,6 +370,7 @@ main (void)
   test_commit_before_unlink ();
   test_failed_durable_write ();
   test_no_room_for_durable_write ();
+  test_room_within_the_file ();
   test_failed_growth ();
   test_l1_flag_without_table ();
   test_zero_short_compressed ();
