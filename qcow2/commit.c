@@ -130,7 +130,12 @@ write_second (struct committer *c, struct sealed *s)
 
   if (s->l2.nr_sectors == 0 && s->l1.nr == 0)
     return 0;
-  r = write_sectors (c, &s->l2);
+  /* A durable write that failed meanwhile may have lost what the first
+   * flush was to cover: the kernel tells only one of the two.
+   */
+  r = committer_state (c);
+  if (r == 0)
+    r = write_sectors (c, &s->l2);
   if (r == 0)
     r = l1_write (c->l1, &s->l1);
   if (r == 0)
@@ -145,7 +150,6 @@ seal (struct committer *c, struct sealed *s)
 {
   int r;
 
-  memset (s, 0, sizeof *s);
   retire_seal (c->retire, &s->unlinked);
   r = slice_cache_seal (c->slices, &s->l2);
   if (r < 0)
@@ -170,12 +174,14 @@ unseal (struct committer *c, struct sealed *s, bool first, bool second)
 static int
 run (struct committer *c)
 {
-  struct sealed s;
+  struct sealed s = { .wrote = false };
   bool first = false;
   int r;
 
   turn_take (c->turn);
-  r = seal (c, &s);
+  r = committer_state (c);      /* it may have failed meanwhile */
+  if (r == 0)
+    r = seal (c, &s);
   if (r == 0)
     r = write_first (c, &s);
   if (r == 0) {
