@@ -244,14 +244,16 @@ fuzz: deps
 # The random tests of writing, for hours rather than a minute.
 SOAK_SEEDS = 3000
 SOAK_SEED  = $(shell date +%s)
+SOAK_STATES = 100000
 
 soak: deps
 	@$(SUBMAKE) all test-programs
 	@TEST_TIMEOUT=$(or $(TEST_TIMEOUT),14400) \
 	    WRITE_SEEDS=$(SOAK_SEEDS) WRITE_SEED=$(SOAK_SEED) \
 	    RACE_SECONDS=20 RACE_SEED=$(SOAK_SEED) KILLS=200 \
+	    POWER_STATES=$(SOAK_STATES) POWER_SEED=$(SOAK_SEED) \
 	    $(MAKE) --no-print-directory run-tests \
-	    TESTS='$(or $(TESTS),write-model race write)'
+	    TESTS='$(or $(TESTS),write-model race write power-failure)'
 
 help:
 	@echo "make                 build $(NAME).so"
@@ -264,7 +266,7 @@ help:
 	@echo "make check-thread    [TESTS= SHORT=1] data races and lock order"
 	@echo "make check-valgrind  [TESTS= SHORT=1] memory errors and leaks"
 	@echo "make fuzz            [FUZZ_RUNS= FUZZ_SEED=] mutated images, sanitized"
-	@echo "make soak            [SOAK_SEEDS= SOAK_SEED=] random writes for hours"
+	@echo "make soak            [SOAK_SEEDS= SOAK_SEED= SOAK_STATES=] random writes for hours"
 	@echo "make bench           measure beside qemu-nbd and a raw file"
 	@echo "make clean"
 	@echo "Variables: CC= CFLAGS= WITHOUT=\"libisal libzstd\" WERROR=0 V=1"
