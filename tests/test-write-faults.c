@@ -18,6 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "crash-state.h"
 #include "power-check.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
@@ -365,7 +366,7 @@ test_waiting_flush (void)
   struct flusher flusher = { .meeting = &meeting };
   struct qcow2_options options;
   struct qcow2_error error;
-  struct qcow2 *image;
+  struct qcow2 *image = NULL;
   uint8_t *buf = calloc (1, s.disk_bytes);
   uint64_t state = 5;
   pthread_t thread;
@@ -399,6 +400,59 @@ test_waiting_flush (void)
   free (buf);
 }
 
+/*----- A flush after one that failed -----*/
+
+/* The first flush fails at a refcount, before the data file's turn comes;
+ * nothing is written before the second one.
+ */
+static void
+test_flush_again (void)
+{
+  static const struct write_subject s = {
+    .name = "a flush again", .data_file = "data.raw",
+    .create = "qemu-img create -q -f qcow2 -o data_file=data.raw "
+      "disk.qcow2 1M",
+  };
+  struct power_run run = { .subject = &s };
+  struct faulty f = { .fault = { LOG_WRITE, EIO, false }, .nth = 1 };
+  struct qcow2_options options;
+  struct qcow2_error error;
+  struct qcow2_view *view = NULL;
+  struct qcow2 *image = NULL;
+  struct crash *crash;
+  uint64_t state = 6;
+  uint8_t buf[GUEST_SECTOR] = "data";
+  int r = -EINVAL;
+
+  subject_make (&s, &state);
+  write_log_init (&run.log);
+  run.log.hook = maybe_fail;
+  run.log.opaque = &f;
+  subject_options (run.subject, ".", &options);
+  options.writable = true;
+  write_log_use (&run.log, &options);
+  if (qcow2_open (SUBJECT_IMAGE, &options, &image, &error) == 0)
+    r = qcow2_view_open (image, QCOW2_ACTIVE, &view, &error);
+  if (r == 0)
+    r = qcow2_pwrite (view, buf, sizeof buf, 1000, false);
+  is_int (r, 0, "a write succeeds");
+  atomic_store (&f.count[LOG_WRITE], 0);
+  atomic_store (&f.armed, true);
+  is_int (qcow2_flush (view), -EIO, "a flush fails with a write");
+  is_int (qcow2_flush (view), 0, "the next one succeeds");
+
+  write_classes_init (&run.classes, &run.log);
+  crash = crash_new (&run.log, &run.classes, MUTANT_NONE, "flushed");
+  crash_go (crash, run.log.now + 1);
+  is_int (crash_build (crash, CRASH_NOTHING, 1), 0,
+          "and makes everything durable");
+  crash_free (crash);
+  write_classes_clear (&run.classes);
+  qcow2_view_close (view);
+  qcow2_close (image);
+  write_log_clear (&run.log);
+}
+
 int
 main (void)
 {
@@ -416,5 +470,6 @@ main (void)
           (!only || i == 0))
         test_subject (&write_subjects[j]);
   test_waiting_flush ();
+  test_flush_again ();
   return tap_done ();
 }

@@ -294,7 +294,7 @@ unsigned
 subject_run (const struct write_subject *s, struct qcow2_view *view,
              struct write_log *log, struct guest *guest, uint64_t seed)
 {
-  struct runner runners[8] = { { NULL } };
+  struct runner runners[8];
   pthread_t threads[8];
   unsigned i, nr_failed = 0;
 
