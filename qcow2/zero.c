@@ -87,20 +87,51 @@ write_zeros (const struct zeroing *z, uint64_t count, uint64_t offset,
   return 0;
 }
 
+/* Does the part of one cluster read as zeros?  Whoever is about to link
+ * it may uncover what was written there before it became zeros, so this
+ * can be said under a claim only.
+ */
+static int
+part_reads_as_zeros (const struct zeroing *z, uint64_t count,
+                     uint64_t offset, bool *is_zero)
+{
+  struct writer *w = z->w;
+  uint64_t cluster = layer_cluster_bytes (w->top);
+  uint64_t start = offset & ~(cluster - 1);
+  struct inflight_stripe *stripe =
+    inflight_stripe (&w->inflight,
+                     offset >> header_l1_entry_bits (&w->top->header));
+  struct claim claim;
+  int r;
+
+  inflight_claim (stripe, &claim, start, start + cluster, cluster);
+  r = chain_reads_as_zeros (&w->image->chain, &w->top->l1, offset, count,
+                            is_zero);
+  inflight_release (stripe, &claim);
+  return r;
+}
+
+/* Less than a unit, or what is left of two of them. */
 static int
 zero_edge (const struct zeroing *z, uint64_t count, uint64_t offset,
            bool *in_place)
 {
+  uint64_t cluster = layer_cluster_bytes (z->w->top);
+  uint64_t end = offset + count, n;
   bool is_zero;
-  int r;
+  int r = 0;
 
-  if (count == 0 || z->mode == ZERO_TRIM)
+  if (z->mode == ZERO_TRIM)
     return 0;
-  r = chain_reads_as_zeros (&z->w->image->chain, &z->w->top->l1, offset,
-                            count, &is_zero);
-  if (r < 0 || is_zero)
-    return r;
-  return write_zeros (z, count, offset, in_place);
+  for (; offset < end && r == 0; offset += n) {
+    n = cluster - (offset & (cluster - 1));
+    if (n > end - offset)
+      n = end - offset;
+    r = part_reads_as_zeros (z, n, offset, &is_zero);
+    if (r == 0 && !is_zero)
+      r = write_zeros (z, n, offset, in_place);
+  }
+  return r;
 }
 
 /*----- Whole units -----*/
