@@ -15,6 +15,7 @@ struct slow {
   struct qcow2_storage storage;
   struct qcow2_storage *next;
   const struct dawdling *how;
+  bool fixed_size;
 };
 
 static struct qcow2_storage *
@@ -58,6 +59,13 @@ slow_size (struct qcow2_storage *s)
   return qcow2_storage_size (next_of (s));
 }
 
+static bool
+slow_can_grow (struct qcow2_storage *s)
+{
+  return !((struct slow *) s)->fixed_size &&
+    qcow2_storage_can_grow (next_of (s));
+}
+
 static int
 slow_hole (struct qcow2_storage *s, uint64_t offset, bool *hole,
            uint64_t *length_bytes)
@@ -75,8 +83,13 @@ static int
 slow_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
               uint64_t offset, bool durable)
 {
-  int r;
+  uint64_t end = offset;
+  int i, r;
 
+  for (i = 0; i < iovcnt; ++i)
+    end += iov[i].iov_len;
+  if (!slow_can_grow (s) && end > (uint64_t) slow_size (s))
+    return -ENOSPC;
   dawdle (s);
   r = qcow2_storage_writev (next_of (s), iov, iovcnt, offset, false);
   dawdle (s);
@@ -108,14 +121,10 @@ slow_discard (struct qcow2_storage *s, uint64_t offset, uint64_t count)
 static int
 slow_truncate (struct qcow2_storage *s, uint64_t size_bytes)
 {
+  if (!slow_can_grow (s))
+    return -EOPNOTSUPP;
   dawdle (s);
   return qcow2_storage_truncate (next_of (s), size_bytes);
-}
-
-static bool
-slow_can_grow (struct qcow2_storage *s)
-{
-  return qcow2_storage_can_grow (next_of (s));
 }
 
 static void
@@ -158,6 +167,7 @@ wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
   slow->storage.ops = (*s)->ops->pwritev ? &write_ops : &read_ops;
   slow->next = *s;
   slow->how = opaque;
+  slow->fixed_size = slow->how->fixed_size && role == QCOW2_STORAGE_IMAGE;
   *s = &slow->storage;
   return 0;
 }

@@ -6,6 +6,9 @@
  * Behind this storage they do: whatever may come between two steps of a
  * request comes there at times.  A flush pauses, and does nothing else,
  * for these tests end without a power failure.
+ *
+ * It also stands for a device of fixed size, where clusters that became
+ * free are soon used again.
  */
 
 #ifndef DAWDLING_STORAGE_H
@@ -16,6 +19,7 @@
 struct dawdling {
   unsigned per_1024;            /* how many of 1024 steps pause */
   unsigned max_usec;            /* for how long at most */
+  bool fixed_size;              /* the image is on a device: it can't grow */
 };
 
 /* Set wrap and opaque of OPTIONS.  D lives longer than the image. */

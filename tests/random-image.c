@@ -95,8 +95,9 @@ draw_features (struct random_image *image, enum image_trait trait,
                             trait == TRAIT_EXTENDED_SNAPSHOTS ||
                             one_in (6, seed)))
     image->nr_snapshots = 1 + random_below (seed, 2);
-  if (image->nr_snapshots > 0 && image->refcount_bits < 4)
-    image->refcount_bits = 4;
+  /* Each of many compressed clusters in a host cluster counts, too. */
+  if (image->nr_snapshots > 0 && image->refcount_bits < 16)
+    image->refcount_bits = image->compression ? 16 : 4;
 }
 
 static void

@@ -19,6 +19,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "dawdling-storage.h"
@@ -94,6 +95,21 @@ read_disk (struct qcow2 *q, uint64_t bytes)
   return NULL;
 }
 
+/* Room for the disk once more, and for requests in flight. */
+static void
+make_device (const struct random_image *image)
+{
+  struct stat st;
+
+  if (stat (image->filename, &st) == -1 ||
+      truncate (image->filename,
+                st.st_size + (off_t) (image->size_bytes + (16 << 20) +
+                                      32 * image->cluster_bytes)) == -1) {
+    printf ("Bail out! %s: %m\n", image->filename);
+    exit (1);
+  }
+}
+
 static bool
 write_and_check (const struct random_image *image, struct model *model,
                  uint64_t *seed, uint8_t **content)
@@ -101,6 +117,7 @@ write_and_check (const struct random_image *image, struct model *model,
   static const uint64_t cache_bytes[] = { 0, 65536, 1 << 20, 32 << 20 };
   struct dawdling dawdling = {
     .per_1024 = (unsigned) random_below (seed, 500), .max_usec = 200,
+    .fixed_size = random_below (seed, 3) == 0,
   };
   uint64_t cache = cache_bytes[random_below (seed, 4)];
   struct write_load load = {
@@ -111,6 +128,8 @@ write_and_check (const struct random_image *image, struct model *model,
   };
   bool good;
 
+  if (dawdling.fixed_size)
+    make_device (image);
   load.image = open_image (image, true, &dawdling, cache,
                            random_below (seed, 2));
   if (!load.image)
