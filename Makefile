@@ -28,7 +28,7 @@ PLUGIN  := $(if $(filter-out build,$(BUILD)),$(BUILD)/)$(NAME).so
 .SUFFIXES:
 .PHONY: FORCE help all plugin test-programs bench-programs \
 	install uninstall clean deps demo serve bench check run-tests \
-	check-sanitize check-thread check-valgrind fuzz
+	check-sanitize check-thread check-valgrind fuzz soak
 
 # ---- libraries ------------------------------------------------------------
 
@@ -241,6 +241,20 @@ fuzz: deps
 	@$(SUBMAKE) VARIANT=asan build/asan/tests/test-fuzz
 	@FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SEED=$(FUZZ_SEED) build/asan/tests/test-fuzz
 
+# The random tests of writing, for hours rather than a minute.
+SOAK_SEEDS = 3000
+SOAK_SEED  = $(shell date +%s)
+SOAK_STATES = 100000
+
+soak: deps
+	@$(SUBMAKE) all test-programs
+	@TEST_TIMEOUT=$(or $(TEST_TIMEOUT),14400) \
+	    WRITE_SEEDS=$(SOAK_SEEDS) WRITE_SEED=$(SOAK_SEED) \
+	    RACE_SECONDS=20 RACE_SEED=$(SOAK_SEED) KILLS=200 \
+	    POWER_STATES=$(SOAK_STATES) POWER_SEED=$(SOAK_SEED) \
+	    $(MAKE) --no-print-directory run-tests \
+	    TESTS='$(or $(TESTS),write-model race write power-failure)'
+
 help:
 	@echo "make                 build $(NAME).so"
 	@echo "make install         [DESTDIR= prefix= plugindir= mandir=]; uninstall"
@@ -252,6 +266,7 @@ help:
 	@echo "make check-thread    [TESTS= SHORT=1] data races and lock order"
 	@echo "make check-valgrind  [TESTS= SHORT=1] memory errors and leaks"
 	@echo "make fuzz            [FUZZ_RUNS= FUZZ_SEED=] mutated images, sanitized"
+	@echo "make soak            [SOAK_SEEDS= SOAK_SEED= SOAK_STATES=] random writes for hours"
 	@echo "make bench           measure beside qemu-nbd and a raw file"
 	@echo "make clean"
 	@echo "Variables: CC= CFLAGS= WITHOUT=\"libisal libzstd\" WERROR=0 V=1"

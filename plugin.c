@@ -49,6 +49,13 @@ plugin_load (void)
   options.log = log_message;
 }
 
+/* After SIGTERM open connections are not closed, but this is called. */
+static void
+plugin_cleanup (void)
+{
+  qcow2_finish (image);         /* the log tells what went wrong */
+}
+
 static void
 plugin_unload (void)
 {
@@ -90,6 +97,17 @@ config_backing (const char *value)
 }
 
 static int
+config_discard (const char *value)
+{
+  if (strcmp (value, "unmap") != 0 && strcmp (value, "ignore") != 0) {
+    nbdkit_error ("discard=%s: must be unmap or ignore", value);
+    return -1;
+  }
+  options.discard = strcmp (value, "unmap") == 0;
+  return 0;
+}
+
+static int
 config_backing_format (const char *value)
 {
   if (strcmp (value, "qcow2") != 0 && strcmp (value, "raw") != 0) {
@@ -112,13 +130,13 @@ config_size (const char *value, uint64_t *out)
 }
 
 static int
-config_lock (const char *value)
+config_bool (const char *value, bool *out)
 {
   int r = nbdkit_parse_bool (value);
 
   if (r == -1)
     return -1;
-  options.lock = r;
+  *out = r;
   return 0;
 }
 
@@ -165,7 +183,11 @@ plugin_config (const char *key, const char *value)
   if (strcmp (key, "compressed-cache-size") == 0)
     return config_size (value, &options.compressed_cache_bytes);
   if (strcmp (key, "lock") == 0)
-    return config_lock (value);
+    return config_bool (value, &options.lock);
+  if (strcmp (key, "write") == 0)
+    return config_bool (value, &options.writable);
+  if (strcmp (key, "discard") == 0)
+    return config_discard (value);
   if (strcmp (key, "max-chain") == 0)
     return config_max_chain (key, value);
 
@@ -185,11 +207,13 @@ plugin_config_complete (void)
 
 #define plugin_config_help \
   "[file=]DISK.qcow2 (required)  The image to serve.\n" \
+  "write=on|off                  Serve it for writing (default off).\n" \
   "snapshot=NAME|ID              Serve this internal snapshot by default.\n" \
   "backing=none                  Serve the image without its backing file.\n" \
   "backing-format=qcow2|raw      Where the image does not tell the format.\n" \
   "data-file=FILE                The image's external data file.\n" \
   "allow-dir=DIR|none            The image may name files in DIR.\n" \
+  "discard=unmap|ignore          What becomes of freed space.\n" \
   "max-chain=N                   Limit for the backing chain (default 200).\n" \
   "cache-size=SIZE               Metadata cache (default 32M).\n" \
   "compressed-cache-size=SIZE    Decompressed clusters (default 32M).\n" \
@@ -201,7 +225,7 @@ plugin_dump_plugin (void)
   const char *key, *value;
   size_t pos = 0;
 
-  printf ("qcow2_features=read,snapshots,backing,zlib,data-file,"
+  printf ("qcow2_features=read,write,snapshots,backing,zlib,data-file,"
           "extended-l2\n");
   while (qcow2_build_info (&pos, &key, &value))
     printf ("%s=%s\n", key, value);
@@ -277,9 +301,11 @@ plugin_open (int readonly)
 
   if (!name)
     return NULL;
-  if (!readonly && !atomic_exchange (&warned_readonly, true))
-    nbdkit_error ("warning: %s: images are served read-only; nbdkit's -r "
-                  "option says so and silences this warning", filename);
+  if (!readonly && !options.writable &&
+      !atomic_exchange (&warned_readonly, true))
+    nbdkit_error ("warning: %s: the image is served read-only; nbdkit's -r "
+                  "option says so and silences this warning, write=on "
+                  "serves it for writing", filename);
   h = malloc (sizeof *h);
   if (!h) {
     nbdkit_error ("malloc: %m");
@@ -346,9 +372,17 @@ plugin_block_size (void *handle, uint32_t *minimum, uint32_t *preferred,
 }
 
 static int
-plugin_no (void *handle)
+plugin_can_write (void *handle)
 {
-  return 0;
+  const struct handle *h = handle;
+
+  return qcow2_view_can_write (h->view);
+}
+
+static int
+plugin_can_fua (void *handle)
+{
+  return NBDKIT_FUA_NATIVE;
 }
 
 static int
@@ -383,6 +417,44 @@ plugin_pread (void *handle, void *buf, uint32_t count, uint64_t offset,
   const struct handle *h = handle;
 
   return result (qcow2_pread (h->view, buf, count, offset));
+}
+
+static int
+plugin_pwrite (void *handle, const void *buf, uint32_t count,
+               uint64_t offset, uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_pwrite (h->view, buf, count, offset,
+                               flags & NBDKIT_FLAG_FUA));
+}
+
+static int
+plugin_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_trim (h->view, count, offset,
+                             flags & NBDKIT_FLAG_FUA));
+}
+
+static int
+plugin_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_zero (h->view, count, offset,
+                             flags & NBDKIT_FLAG_MAY_TRIM,
+                             flags & NBDKIT_FLAG_FAST_ZERO,
+                             flags & NBDKIT_FLAG_FUA));
+}
+
+static int
+plugin_flush (void *handle, uint32_t flags)
+{
+  const struct handle *h = handle;
+
+  return result (qcow2_flush (h->view));
 }
 
 static int
@@ -439,6 +511,7 @@ static struct nbdkit_plugin plugin = {
   .description        = "Serve qcow2 disk images.",
   .load               = plugin_load,
   .unload             = plugin_unload,
+  .cleanup            = plugin_cleanup,
   .config             = plugin_config,
   .config_complete    = plugin_config_complete,
   .config_help        = plugin_config_help,
@@ -451,11 +524,20 @@ static struct nbdkit_plugin plugin = {
   .export_description = plugin_export_description,
   .get_size           = plugin_get_size,
   .block_size         = plugin_block_size,
-  .can_write          = plugin_no,
+  .can_write          = plugin_can_write,
+  .can_flush          = plugin_can_write,
+  .can_trim           = plugin_can_write,
+  .can_zero           = plugin_can_write,
+  .can_fast_zero      = plugin_can_write,
+  .can_fua            = plugin_can_fua,
   .can_multi_conn     = plugin_yes,
   .can_extents        = plugin_yes,
   .can_cache          = plugin_can_cache,
   .pread              = plugin_pread,
+  .pwrite             = plugin_pwrite,
+  .trim               = plugin_trim,
+  .zero               = plugin_zero,
+  .flush              = plugin_flush,
   .cache              = plugin_cache,
   .extents            = plugin_extents,
 };

@@ -193,7 +193,8 @@ decode (const struct chain *chain, uint64_t word, uint64_t offset,
 }
 
 /* Read the answers from OFFSET on.  What has to be asked for comes back
- * in *ASK, with a run of one unit.
+ * in *ASK, and the run is as long as the same layer has to be asked: what
+ * follows may be another one's, though a cluster goes on there.
  */
 static void
 read_answers (const struct chain *chain, const struct slice_ref *ref,
@@ -204,14 +205,15 @@ read_answers (const struct chain *chain, const struct slice_ref *ref,
   uint64_t in_unit = offset & (unit_bytes - 1);
   size_t nr = (size_t) 1 << chain->answer_bits;
   size_t i = (offset >> chain->unit_bits) & (nr - 1);
-  uint64_t word = slice_load (ref, i);
+  uint64_t word = slice_load (ref, i), first;
 
   *ask = word & ANSWER_MASK;
   decode (chain, word, offset - in_unit, run);
   run->length_bytes = unit_bytes - in_unit;
   run->host_offset += in_unit;
-  if (*ask == ANSWER_ASK || *ask == ANSWER_WALK)
+  if (*ask == ANSWER_WALK)
     return;
+  first = word;
 
   while (++i < nr && run->length_bytes < max_bytes) {
     struct run next = { .length_bytes = unit_bytes };
@@ -219,6 +221,12 @@ read_answers (const struct chain *chain, const struct slice_ref *ref,
     word = slice_load (ref, i);
     if ((word & ANSWER_MASK) != *ask)
       break;
+    if (*ask == ANSWER_ASK) {
+      if (word != first)        /* another layer */
+        break;
+      run->length_bytes += unit_bytes;
+      continue;
+    }
     decode (chain, word, offset + run->length_bytes, &next);
     if (!run_join (run, &next))
       break;
@@ -261,10 +269,10 @@ lookup_answers (const struct chain *chain, uint64_t offset,
 
   if (ask == ANSWER_WALK)
     return walk (chain, offset, max_bytes, run);
-  if (ask == ANSWER_ASK)
-    return ask_layer (run->layer, offset, max_bytes, run);
   if (run->length_bytes > max_bytes)
     run->length_bytes = max_bytes;
+  if (ask == ANSWER_ASK)
+    return ask_layer (run->layer, offset, run->length_bytes, run);
   return 0;
 }
 
@@ -282,4 +290,23 @@ chain_lookup (const struct chain *chain, const struct l1_table *l1,
   if (chain->nr_layers == 2)
     return walk (chain, offset, run->length_bytes, run);
   return lookup_answers (chain, offset, run->length_bytes, run);
+}
+
+int
+chain_reads_as_zeros (const struct chain *chain, const struct l1_table *l1,
+                      uint64_t offset, uint64_t count, bool *zeros)
+{
+  struct run run;
+  int r;
+
+  *zeros = true;
+  while (count > 0 && *zeros) {
+    r = chain_lookup (chain, l1, offset, count, &run);
+    if (r < 0)
+      return r;
+    *zeros = run.kind == RUN_ZERO || run.kind == RUN_UNALLOCATED;
+    offset += run.length_bytes;
+    count -= run.length_bytes;
+  }
+  return 0;
 }

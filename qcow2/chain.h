@@ -37,4 +37,9 @@ extern int chain_lookup (const struct chain *chain,
                          const struct l1_table *l1, uint64_t offset,
                          uint64_t max_bytes, struct run *run);
 
+/* Does all of the range read as zeros, by metadata alone? */
+extern int chain_reads_as_zeros (const struct chain *chain,
+                                 const struct l1_table *l1, uint64_t offset,
+                                 uint64_t count, bool *zeros);
+
 #endif /* QCOW2_CHAIN_H */

@@ -168,40 +168,60 @@ check_once (uint32_t type, unsigned *seen, struct qcow2_error *error)
   return 0;
 }
 
+size_t
+extension_bound (const uint8_t *cluster, size_t cluster_bytes)
+{
+  const struct disk_header *d = (const struct disk_header *) cluster;
+  uint64_t name_offset = be64toh (d->backing_file_offset);
+
+  return name_offset == 0 || name_offset > cluster_bytes ? cluster_bytes :
+    (size_t) name_offset;
+}
+
+int
+extension_next (const uint8_t *cluster, size_t end, size_t *offset,
+                struct extension *x, struct qcow2_error *error)
+{
+  struct disk_extension d;
+
+  if (end < sizeof d || *offset > end - sizeof d)
+    return 0;
+  memcpy (&d, cluster + *offset, sizeof d);
+  x->type = be32toh (d.type);
+  x->length_bytes = be32toh (d.length);
+  *offset += sizeof d;
+  x->data = cluster + *offset;
+
+  if (x->type == EXTENSION_END)
+    return 0;
+  if (x->length_bytes > end - *offset)
+    return qcow2_error_set (error, EINVAL,
+                            "header extension 0x%08" PRIx32 " at byte %zu "
+                            "is too long: %" PRIu32 " bytes, %zu are left "
+                            "in the header", x->type, *offset,
+                            x->length_bytes, end - *offset);
+  *offset += ((size_t) x->length_bytes + 7) & ~(size_t) 7;
+  return 1;
+}
+
 int
 extension_read_all (const uint8_t *cluster, size_t end, uint64_t file_bytes,
                     struct header *h, struct qcow2_error *error)
 {
   size_t offset = h->header_bytes;
+  struct extension x;
   unsigned seen = 0;
+  int r;
 
-  while (end >= sizeof (struct disk_extension) &&
-         offset <= end - sizeof (struct disk_extension)) {
-    struct disk_extension d;
-    uint32_t type, len;
-    int r;
-
-    memcpy (&d, cluster + offset, sizeof d);
-    type = be32toh (d.type);
-    len = be32toh (d.length);
-    offset += sizeof d;
-
-    if (type == EXTENSION_END)
+  while ((r = extension_next (cluster, end, &offset, &x, error)) > 0) {
+    r = check_once (x.type, &seen, error);
+    if (r == 0)
+      r = read_one (x.type, x.data, x.length_bytes, file_bytes, h, error);
+    if (r < 0)
       break;
-    if (len > end - offset)
-      return qcow2_error_set (error, EINVAL,
-                              "header extension 0x%08" PRIx32 " at byte %zu "
-                              "is too long: %" PRIu32 " bytes, %zu are left "
-                              "in the header", type, offset, len,
-                              end - offset);
-    r = check_once (type, &seen, error);
-    if (r < 0)
-      return r;
-    r = read_one (type, cluster + offset, len, file_bytes, h, error);
-    if (r < 0)
-      return r;
-    offset += ((size_t) len + 7) & ~(size_t) 7;
   }
+  if (r < 0)
+    return r;
 
   if (h->autoclear_features & AUTOCLEAR_BITMAPS && !h->has_bitmaps)
     return qcow2_error_set (error, EINVAL,

@@ -93,9 +93,9 @@ add_run (struct walk *w, const struct run *run)
   return 0;
 }
 
-int
-qcow2_extents (struct qcow2_view *view, uint64_t count, uint64_t offset,
-               qcow2_extent_fn *fn, void *opaque)
+static int
+walk (struct qcow2_view *view, uint64_t count, uint64_t offset,
+      qcow2_extent_fn *fn, void *opaque)
 {
   struct walk w = { .fn = fn, .opaque = opaque, .offset = offset };
   uint64_t end = offset + count;
@@ -116,4 +116,16 @@ qcow2_extents (struct qcow2_view *view, uint64_t count, uint64_t offset,
     offset += run.length_bytes;
   }
   return report (&w);
+}
+
+int
+qcow2_extents (struct qcow2_view *view, uint64_t count, uint64_t offset,
+               qcow2_extent_fn *fn, void *opaque)
+{
+  struct epoch_ticket ticket = epoch_enter (&view->image->epoch);
+  int r;
+
+  r = walk (view, count, offset, fn, opaque);
+  epoch_leave (ticket);
+  return r;
 }

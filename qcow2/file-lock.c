@@ -5,7 +5,8 @@
  * QEMU numbers the permissions on an image; who uses number N holds a
  * shared lock on byte 100 + N, who denies it to others one on byte
  * 200 + N.  A reader of an image that must not change meanwhile uses
- * "consistent read" and denies "write" and "resize".  Locks are taken
+ * "consistent read" and denies "write" and "resize"; a writer uses all
+ * three and denies the same two.  Locks are taken
  * first and the others' looked at after that, so of two who come at the
  * same time at least one sees the other.
  */
@@ -29,18 +30,45 @@ enum {
   DENIED = 200,
 };
 
-static const int reader_bytes[] = {
-  USED + CONSISTENT_READ, DENIED + WRITE, DENIED + RESIZE,
-};
-
 /* What none of the others may hold, and what to tell the user. */
-static const struct {
+struct conflict {
   int byte;
   const char *what;
-} conflicts[] = {
-  { USED + WRITE, "shared \"write\"" },
-  { USED + RESIZE, "shared \"resize\"" },
-  { DENIED + CONSISTENT_READ, "\"consistent read\"" },
+};
+
+struct role {
+  const int *bytes;             /* to lock; 0 ends both lists */
+  const struct conflict *conflicts;
+  const char *without_lock;     /* what lock=off may do */
+};
+
+static const struct role reader = {
+  .bytes = (const int[]) {
+    USED + CONSISTENT_READ, DENIED + WRITE, DENIED + RESIZE, 0,
+  },
+  .conflicts = (const struct conflict[]) {
+    { DENIED + CONSISTENT_READ, "\"consistent read\"" },
+    { USED + WRITE, "shared \"write\"" },
+    { USED + RESIZE, "shared \"resize\"" },
+    { 0, NULL },
+  },
+  .without_lock = "what is read may then be wrong",
+};
+
+static const struct role writer = {
+  .bytes = (const int[]) {
+    USED + CONSISTENT_READ, USED + WRITE, USED + RESIZE,
+    DENIED + WRITE, DENIED + RESIZE, 0,
+  },
+  .conflicts = (const struct conflict[]) {
+    { DENIED + CONSISTENT_READ, "\"consistent read\"" },
+    { DENIED + WRITE, "\"write\"" },
+    { USED + WRITE, "shared \"write\"" },
+    { DENIED + RESIZE, "\"resize\"" },
+    { USED + RESIZE, "shared \"resize\"" },
+    { 0, NULL },
+  },
+  .without_lock = "this may destroy the image",
 };
 
 /* Some network and FUSE filesystems. */
@@ -71,32 +99,33 @@ lock_operation (int fd, int command, struct flock *lock, short type,
 }
 
 static int
-lock_reader_bytes (int fd, const char *filename, struct qcow2_error *error)
+lock_bytes (int fd, const char *filename, const struct role *role,
+            struct qcow2_error *error)
 {
   struct flock lock;
-  size_t i;
+  const int *byte;
   int r;
 
-  for (i = 0; i < sizeof reader_bytes / sizeof reader_bytes[0]; ++i) {
-    r = lock_operation (fd, F_OFD_SETLK, &lock, F_RDLCK, reader_bytes[i], 1);
+  for (byte = role->bytes; *byte; ++byte) {
+    r = lock_operation (fd, F_OFD_SETLK, &lock, F_RDLCK, *byte, 1);
     if (r < 0)
       return qcow2_error_set (error, r == -EACCES ? EAGAIN : -r,
                               "%s: Failed to lock byte %d: %s",
-                              filename, reader_bytes[i], strerror (-r));
+                              filename, *byte, strerror (-r));
   }
   return 0;
 }
 
 static int
-check_others (int fd, const char *filename, struct qcow2_error *error)
+check_others (int fd, const char *filename, const struct role *role,
+              struct qcow2_error *error)
 {
+  const struct conflict *c;
   struct flock lock;
-  size_t i;
   int r;
 
-  for (i = 0; i < sizeof conflicts / sizeof conflicts[0]; ++i) {
-    r = lock_operation (fd, F_OFD_GETLK, &lock, F_WRLCK,
-                        conflicts[i].byte, 1);
+  for (c = role->conflicts; c->byte; ++c) {
+    r = lock_operation (fd, F_OFD_GETLK, &lock, F_WRLCK, c->byte, 1);
     if (r < 0)
       return qcow2_error_set (error, -r, "%s: Failed to query locks: %s",
                               filename, strerror (-r));
@@ -104,25 +133,39 @@ check_others (int fd, const char *filename, struct qcow2_error *error)
       return qcow2_error_set (error, EAGAIN,
                               "Failed to get %s lock. Is another process "
                               "using the image [%s]? (lock=off opens it "
-                              "all the same: what is read may then be "
-                              "wrong)", conflicts[i].what, filename);
+                              "all the same: %s)",
+                              c->what, filename, role->without_lock);
   }
   return 0;
+}
+
+static int
+lock_as (int fd, const char *filename, const struct role *role,
+         struct qcow2_error *error)
+{
+  struct flock lock;
+  int r;
+
+  r = lock_bytes (fd, filename, role, error);
+  if (r == 0)
+    r = check_others (fd, filename, role, error);
+
+  /* A failed attempt must not stand in another's way. */
+  if (r < 0)
+    lock_operation (fd, F_OFD_SETLK, &lock, F_UNLCK, USED, 2 * (DENIED - USED));
+  return r;
 }
 
 int
 qcow2_file_lock_read (int fd, const char *filename,
                       struct qcow2_error *error)
 {
-  struct flock lock;
-  int r;
+  return lock_as (fd, filename, &reader, error);
+}
 
-  r = lock_reader_bytes (fd, filename, error);
-  if (r == 0)
-    r = check_others (fd, filename, error);
-
-  /* A failed attempt must not stand in another's way. */
-  if (r < 0)
-    lock_operation (fd, F_OFD_SETLK, &lock, F_UNLCK, USED, 2 * (DENIED - USED));
-  return r;
+int
+qcow2_file_lock_write (int fd, const char *filename,
+                       struct qcow2_error *error)
+{
+  return lock_as (fd, filename, &writer, error);
 }

@@ -22,4 +22,11 @@
 extern int qcow2_file_lock_read (int fd, const char *filename,
                                  struct qcow2_error *error);
 
+/* Lock FD, which is open for reading, as a writer: others may neither
+ * write nor resize, nor read an image that must not change meanwhile.
+ * -EAGAIN as above, if the file is open for either elsewhere.
+ */
+extern int qcow2_file_lock_write (int fd, const char *filename,
+                                  struct qcow2_error *error);
+
 #endif /* QCOW2_FILE_LOCK_H */

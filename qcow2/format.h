@@ -97,6 +97,11 @@ enum extension_type {
   EXTENSION_BITMAPS        = 0x23852875,
   EXTENSION_CRYPTO         = 0x0537be77,
   EXTENSION_DATA_FILE      = 0x44415441,
+  /* Not of the specification: room that is not in use.  It is there for
+   * a moment while the header is rewritten; others take it for one that
+   * they don't know.
+   */
+  EXTENSION_GAP            = 0x9d1c4e2a,
 };
 
 /* "Feature name table" */

@@ -334,12 +334,10 @@ parse_cluster (const uint8_t *cluster, size_t cluster_bytes,
                struct qcow2_error *error)
 {
   const struct disk_header *d = (const struct disk_header *) cluster;
-  uint64_t extensions_end = be64toh (d->backing_file_offset);
   int r;
 
-  if (extensions_end == 0 || extensions_end > cluster_bytes)
-    extensions_end = cluster_bytes;
-  r = extension_read_all (cluster, extensions_end, file_bytes, h, error);
+  r = extension_read_all (cluster, extension_bound (cluster, cluster_bytes),
+                          file_bytes, h, error);
   /* With an unknown feature everything else may look damaged. */
   if (h->incompatible_features & ~INCOMPAT_KNOWN)
     return refuse_incompatible (h, error);

@@ -10,12 +10,17 @@
 
 #include "chain.h"
 #include "cluster-cache.h"
+#include "epoch.h"
 #include "log.h"
 #include "qcow2.h"
 #include "snapshot-table.h"
 
+struct writer;
+
 struct qcow2 {
   struct chain chain;
+  struct epoch epoch;           /* of all requests */
+  struct writer *writer;        /* NULL: read-only */
   struct cluster_cache *clusters;
   uint64_t compressed_cache_bytes;
   struct snapshot_table snapshots; /* of the top image */
@@ -43,6 +48,12 @@ view_lookup (const struct qcow2_view *view, uint64_t offset,
 {
   return chain_lookup (&view->image->chain, view->l1, offset, max_bytes, run);
 }
+
+/* Read COUNT bytes at guest OFFSET of the disk that the table L1 maps, as
+ * qcow2_pread does.  Within the request's epoch.
+ */
+extern int image_read (const struct qcow2 *image, const struct l1_table *l1,
+                       void *buf, size_t count, uint64_t offset);
 
 /* Free the views that are still open. */
 extern void view_free_all (struct qcow2 *image);

@@ -2,18 +2,29 @@
 
 /* Storage in a regular file or on a block device.
  *
- * A read is one pread, nothing else.  The size is asked of the kernel
- * each time, since devices and files grow while they are open.  lseek
- * is used for SEEK_DATA and SEEK_HOLE alone: it moves the file
- * position, which nothing here reads.
+ * A read is one pread, a write one pwritev, nothing else.  The size is
+ * asked of the kernel each time, since devices and files grow while they
+ * are open.  lseek is used for SEEK_DATA and SEEK_HOLE alone: it moves
+ * the file position, which nothing here reads.
+ *
+ * Zeros.  fallocate is trusted on both kinds of file: PUNCH_HOLE and
+ * ZERO_RANGE give zeros or an error.  BLKDISCARD, which devices may take
+ * for a hint, serves for discarding alone.  On a device these calls go
+ * past the page cache: someone who writes to another part of the same
+ * page at that moment may have read the old bytes with it, and would put
+ * them back.  So they are made for whole pages (or sectors, where these
+ * are larger), and the edges are written through the page cache, like
+ * everything else.
  */
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/falloc.h>
 #include <linux/fs.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -27,6 +38,12 @@ struct io_file {
   struct qcow2_storage storage;
   int fd;
   bool is_block_device;
+  /* What zeroing and discarding on a device must be aligned to. */
+  uint64_t block_bytes;
+  /* What the kernel has refused once is not tried again. */
+  _Atomic bool no_dsync;
+  _Atomic bool no_punch;
+  _Atomic bool no_zero_range;
 
   /* The last range of data that SEEK_HOLE told of.  To find where data
    * ends, the kernel may walk through every page up to there, so it is
@@ -161,6 +178,253 @@ io_file_prefetch (struct qcow2_storage *s, uint64_t offset, uint64_t count)
     posix_fadvise (io_file_of (s)->fd, offset, count, POSIX_FADV_WILLNEED);
 }
 
+/*----- Writing -----*/
+
+/* Is ERR the kernel's word for "this can't be done here at all"? */
+static bool
+means_unsupported (int err)
+{
+  return err == EOPNOTSUPP || err == ENOSYS || err == ENODEV;
+}
+
+/* One write, durable if the kernel knows how; else *DURABLE is cleared. */
+static ssize_t
+write_some (struct io_file *file, const struct iovec *iov, int iovcnt,
+            uint64_t offset, bool *durable)
+{
+  ssize_t r;
+
+  for (;;) {
+    if (*durable && atomic_load_explicit (&file->no_dsync,
+                                          memory_order_relaxed))
+      *durable = false;
+    if (*durable)
+      r = pwritev2 (file->fd, iov, iovcnt, (off_t) offset, RWF_DSYNC);
+    else
+      r = pwritev (file->fd, iov, iovcnt, (off_t) offset);
+    if (r != -1)
+      return r;
+    if (*durable && means_unsupported (errno))
+      atomic_store (&file->no_dsync, true);
+    else if (errno != EINTR)
+      return -errno;
+  }
+}
+
+static int
+io_file_flush (struct qcow2_storage *s)
+{
+  int r;
+
+  do
+    r = fdatasync (io_file_of (s)->fd);
+  while (r == -1 && errno == EINTR);
+
+  return r == -1 ? -errno : 0;
+}
+
+/* How much of IOV, whose first SKIP bytes are done, makes one write: a
+ * piece of an element that was begun goes alone, so that IOV needs
+ * neither be changed nor copied.
+ */
+static int
+next_iov (const struct iovec *iov, int iovcnt, size_t skip,
+          struct iovec *rest, const struct iovec **out)
+{
+  if (skip == 0) {
+    *out = iov;
+    return iovcnt < IOV_MAX ? iovcnt : IOV_MAX;
+  }
+  rest->iov_base = (char *) iov->iov_base + skip;
+  rest->iov_len = iov->iov_len - skip;
+  *out = rest;
+  return 1;
+}
+
+static int
+io_file_pwritev (struct qcow2_storage *s, const struct iovec *iov,
+                 int iovcnt, uint64_t offset, bool durable)
+{
+  struct io_file *file = io_file_of (s);
+  bool synced = durable;        /* all of it, by RWF_DSYNC */
+  size_t skip = 0;
+
+  for (;;) {
+    const struct iovec *out;
+    struct iovec rest;
+    ssize_t r;
+
+    while (iovcnt > 0 && skip >= iov->iov_len) {
+      skip -= iov->iov_len;
+      iov++;
+      iovcnt--;
+    }
+    if (iovcnt == 0)
+      break;
+
+    if (offset > INT64_MAX)
+      return -EFBIG;
+    r = next_iov (iov, iovcnt, skip, &rest, &out);
+    r = write_some (file, out, (int) r, offset, &synced);
+    if (r < 0)
+      return (int) r;
+    if (r == 0)
+      return -ENOSPC;
+    offset += (uint64_t) r;
+    skip += (size_t) r;
+  }
+  return durable && !synced ? io_file_flush (s) : 0;
+}
+
+/*----- Zeros -----*/
+
+static int
+try_fallocate (struct io_file *file, int mode, uint64_t offset,
+               uint64_t count, _Atomic bool *refused)
+{
+  int r;
+
+  if (atomic_load_explicit (refused, memory_order_relaxed))
+    return -EOPNOTSUPP;
+  do
+    r = fallocate (file->fd, mode | FALLOC_FL_KEEP_SIZE, (off_t) offset,
+                   (off_t) count);
+  while (r == -1 && errno == EINTR);
+  if (r == 0)
+    return 0;
+  /* Pages of a device that cannot be dropped from the page cache now. */
+  if (errno == EBUSY)
+    return -EOPNOTSUPP;
+  if (!means_unsupported (errno))
+    return -errno;
+  atomic_store (refused, true);
+  return -EOPNOTSUPP;
+}
+
+/* Where no hole can be made, zeros that take space are as good. */
+static int
+zero_blocks (struct io_file *file, uint64_t offset, uint64_t count,
+             bool may_punch)
+{
+  int r = -EOPNOTSUPP;
+
+  if (count == 0)
+    return 0;
+  if (may_punch)
+    r = try_fallocate (file, FALLOC_FL_PUNCH_HOLE, offset, count,
+                       &file->no_punch);
+  if (r == -EOPNOTSUPP)
+    r = try_fallocate (file, FALLOC_FL_ZERO_RANGE, offset, count,
+                       &file->no_zero_range);
+  return r;
+}
+
+/* The blocks that lie wholly in the range; none: *COUNT is 0. */
+static void
+align_inwards (const struct io_file *file, uint64_t *offset, uint64_t *count)
+{
+  uint64_t block = file->block_bytes;
+  uint64_t begin = (*offset + block - 1) / block * block;
+  uint64_t end = (*offset + *count) / block * block;
+
+  *offset = begin;
+  *count = end > begin ? end - begin : 0;
+}
+
+static int
+write_edge (struct io_file *file, uint64_t offset, uint64_t count)
+{
+  static uint8_t zeros[4096];
+
+  while (count > 0) {
+    size_t len = count < sizeof zeros ? (size_t) count : sizeof zeros;
+    struct iovec iov = { .iov_base = zeros, .iov_len = len };
+    int r = io_file_pwritev (&file->storage, &iov, 1, offset, false);
+
+    if (r < 0)
+      return r;
+    offset += len;
+    count -= len;
+  }
+  return 0;
+}
+
+/* The blocks first: only they can turn out to be impossible. */
+static int
+zero_on_device (struct io_file *file, uint64_t offset, uint64_t count,
+                bool may_punch)
+{
+  uint64_t first = offset, blocks = count, end = offset + count;
+  int r;
+
+  align_inwards (file, &first, &blocks);
+  if (blocks == 0)
+    return write_edge (file, offset, count);
+  r = zero_blocks (file, first, blocks, may_punch);
+  if (r == 0)
+    r = write_edge (file, offset, first - offset);
+  if (r == 0)
+    r = write_edge (file, first + blocks, end - (first + blocks));
+  return r;
+}
+
+static int
+io_file_zero (struct qcow2_storage *s, uint64_t offset, uint64_t count,
+              bool may_punch)
+{
+  struct io_file *file = io_file_of (s);
+
+  if (offset > INT64_MAX || count > INT64_MAX - offset)
+    return -EFBIG;
+  if (file->is_block_device)
+    return zero_on_device (file, offset, count, may_punch);
+  return zero_blocks (file, offset, count, may_punch);
+}
+
+static void
+io_file_discard (struct qcow2_storage *s, uint64_t offset, uint64_t count)
+{
+  struct io_file *file = io_file_of (s);
+
+  if (offset > INT64_MAX || count > INT64_MAX - offset)
+    return;
+  if (file->is_block_device) {
+    uint64_t range[2] = { offset, count };
+
+    align_inwards (file, &range[0], &range[1]);
+    if (range[1] > 0)
+      ioctl (file->fd, BLKDISCARD, range);
+  }
+  else if (count > 0)
+    try_fallocate (file, FALLOC_FL_PUNCH_HOLE, offset, count,
+                   &file->no_punch);
+}
+
+/*----- The size -----*/
+
+static int
+io_file_truncate (struct qcow2_storage *s, uint64_t size_bytes)
+{
+  struct io_file *file = io_file_of (s);
+  int r;
+
+  if (file->is_block_device)
+    return -EOPNOTSUPP;
+  if (size_bytes > INT64_MAX)
+    return -EFBIG;
+  do
+    r = ftruncate (file->fd, (off_t) size_bytes);
+  while (r == -1 && errno == EINTR);
+
+  return r == -1 ? -errno : 0;
+}
+
+static bool
+io_file_can_grow (struct qcow2_storage *s)
+{
+  return !io_file_of (s)->is_block_device;
+}
+
 static void
 io_file_close (struct qcow2_storage *s)
 {
@@ -171,7 +435,7 @@ io_file_close (struct qcow2_storage *s)
   free (file);
 }
 
-static const struct qcow2_storage_ops io_file_ops = {
+static const struct qcow2_storage_ops read_only_ops = {
   .pread = io_file_pread,
   .size = io_file_size,
   .hole = io_file_hole,
@@ -179,10 +443,26 @@ static const struct qcow2_storage_ops io_file_ops = {
   .close = io_file_close,
 };
 
+static const struct qcow2_storage_ops writable_ops = {
+  .pread = io_file_pread,
+  .size = io_file_size,
+  .hole = io_file_hole,
+  .prefetch = io_file_prefetch,
+  .pwritev = io_file_pwritev,
+  .flush = io_file_flush,
+  .zero = io_file_zero,
+  .discard = io_file_discard,
+  .truncate = io_file_truncate,
+  .can_grow = io_file_can_grow,
+  .close = io_file_close,
+};
+
+/*----- Opening -----*/
+
 /* What the file is made for, as opposed to what it is named. */
 static int
-check_descriptor (int fd, const char *filename, bool *is_block_device,
-                  struct qcow2_error *error)
+check_descriptor (int fd, const char *filename, bool writable,
+                  bool *is_block_device, struct qcow2_error *error)
 {
   struct stat st;
   int flags;
@@ -197,21 +477,48 @@ check_descriptor (int fd, const char *filename, bool *is_block_device,
   if ((flags & O_PATH) || (flags & O_ACCMODE) == O_WRONLY)
     return qcow2_error_set (error, EINVAL, "%s: not open for reading",
                             filename);
+  /* With O_APPEND, pwrite does not heed the offset. */
+  if (writable && ((flags & O_ACCMODE) != O_RDWR || flags & O_APPEND))
+    return qcow2_error_set (error, EINVAL, "%s: not open for writing",
+                            filename);
   *is_block_device = S_ISBLK (st.st_mode);
   return 0;
 }
 
+static int
+take_locks (int fd, const char *filename, unsigned flags,
+            struct qcow2_error *error)
+{
+  if (!(flags & QCOW2_IO_FILE_LOCK))
+    return 0;
+  if (flags & QCOW2_IO_FILE_WRITE)
+    return qcow2_file_lock_write (fd, filename, error);
+  return qcow2_file_lock_read (fd, filename, error);
+}
+
+static uint64_t
+device_block_bytes (int fd)
+{
+  long page_bytes = sysconf (_SC_PAGESIZE);
+  int sector_bytes;
+
+  if (ioctl (fd, BLKSSZGET, &sector_bytes) == 0 && sector_bytes > page_bytes)
+    return (uint64_t) sector_bytes;
+  return (uint64_t) page_bytes;
+}
+
 int
-qcow2_io_file_new (int fd, const char *filename, bool lock,
+qcow2_io_file_new (int fd, const char *filename, unsigned flags,
                    struct qcow2_storage **s, struct qcow2_error *error)
 {
+  bool writable = flags & QCOW2_IO_FILE_WRITE;
   struct io_file *file;
   bool is_block_device = false;
   int r;
 
-  r = check_descriptor (fd, filename, &is_block_device, error);
-  if (r == 0 && lock)
-    r = qcow2_file_lock_read (fd, filename, error);
+  r = check_descriptor (fd, filename, writable, &is_block_device, error);
+  if (r == 0)
+    r = take_locks (fd, filename, flags, error);
   if (r < 0)
     goto err;
 
@@ -221,9 +528,11 @@ qcow2_io_file_new (int fd, const char *filename, bool lock,
                          strerror (ENOMEM));
     goto err;
   }
-  file->storage.ops = &io_file_ops;
+  file->storage.ops = writable ? &writable_ops : &read_only_ops;
   file->fd = fd;
   file->is_block_device = is_block_device;
+  if (is_block_device)
+    file->block_bytes = device_block_bytes (fd);
   pthread_mutex_init (&file->data_lock, NULL);
   *s = &file->storage;
   return 0;

@@ -5,17 +5,23 @@
 #ifndef QCOW2_IO_FILE_H
 #define QCOW2_IO_FILE_H
 
-#include <stdbool.h>
-
 #include "error.h"
 #include "storage.h"
 
+enum io_file_flags {
+  /* The storage can be written.  FD is open for reading and writing. */
+  QCOW2_IO_FILE_WRITE = 1 << 0,
+  /* Take QEMU's locks (file-lock.h), a writer's or a reader's, and keep
+   * them until close.
+   */
+  QCOW2_IO_FILE_LOCK = 1 << 1,
+};
+
 /* Make a storage of FD, which it owns from then on, also on error.  FD
- * must be open for reading on a regular file or a block device, else
- * -EINVAL with a message that names FILENAME.  With LOCK, QEMU's locks
- * for a reader are taken (file-lock.h) and kept until close.
+ * must be open, as FLAGS (enum io_file_flags) need it, on a regular file
+ * or a block device, else -EINVAL with a message that names FILENAME.
  */
-extern int qcow2_io_file_new (int fd, const char *filename, bool lock,
+extern int qcow2_io_file_new (int fd, const char *filename, unsigned flags,
                               struct qcow2_storage **s,
                               struct qcow2_error *error);
 

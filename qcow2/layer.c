@@ -46,7 +46,7 @@ l1_table_read (const struct layer *l, const char *what,
   }
   for (i = 0; i < nr_entries; ++i)
     entries[i] = be64toh (entries[i]);
-  table->entries = entries;
+  table->entries = (_Atomic uint64_t *) entries;
   table->nr_entries = nr_entries;
   return 0;
 }
@@ -119,7 +119,7 @@ layer_free (struct layer *l)
     qcow2_storage_close (l->data);
   qcow2_storage_close (l->file);
   header_clear (&l->header);
-  free (l->l1.entries);
+  free ((void *) l->l1.entries);
   free (l->filename);
   free (l);
 }

@@ -19,7 +19,7 @@
  * are used, so that one that is damaged leaves the rest readable.
  */
 struct l1_table {
-  uint64_t *entries;
+  _Atomic uint64_t *entries;
   uint32_t nr_entries;
 };
 

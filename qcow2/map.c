@@ -26,13 +26,14 @@ struct position {
   uint64_t slice_host_offset;
   unsigned first_unit;          /* in the slice, of OFFSET */
   unsigned nr_units;            /* in the slice */
+  bool *owned;                  /* not NULL: runs end where it changes */
 };
 
 /* What an L2 entry says about one unit. */
 struct unit {
   enum run_kind kind;
   uint64_t host_offset;         /* of the unit's first byte */
-  uint64_t entry;               /* RUN_COMPRESSED only */
+  uint64_t entry;
   const char *problem;          /* not NULL: the entry is corrupt */
 };
 
@@ -142,6 +143,8 @@ decode_run (const struct position *p, const struct slice_ref *ref,
   unsigned nr;
 
   decode_unit (p, ref, p->first_unit, &first);
+  if (p->owned)
+    *p->owned = first.kind == RUN_DATA && first.entry & ENTRY_COPIED;
   run->kind = first.kind;
   run->layer = p->layer;
   if (first.problem)
@@ -157,6 +160,8 @@ decode_run (const struct position *p, const struct slice_ref *ref,
        nr < p->nr_units && run->length_bytes < p->max_bytes; ++nr) {
     decode_unit (p, ref, nr, &next);
     if (next.problem || next.kind != first.kind)
+      break;
+    if (p->owned && ((next.entry ^ first.entry) & ENTRY_COPIED))
       break;
     if (first.kind == RUN_DATA &&
         next.host_offset != run->host_offset + run->length_bytes)
@@ -216,7 +221,10 @@ lookup_in_slice (const struct position *p, struct run *run)
   r = slice_cache_pin (l->slices, key, read_slice, (void *) p, &ref);
   if (r < 0)
     return r;
-  problem = decode_run (p, &ref, run);
+  do {
+    slice_restart (&ref);
+    problem = decode_run (p, &ref, run);
+  } while (!slice_still_valid (&ref));
   slice_unpin (l->slices, &ref);
   return problem ? corrupt (l, p->offset, problem) : 0;
 }
@@ -232,7 +240,8 @@ l1_entry_rest_bytes (const struct layer *l, uint64_t offset)
 
 static int
 lookup_qcow2 (struct layer *l, const struct l1_table *l1,
-              uint64_t offset, uint64_t max_bytes, struct run *run)
+              uint64_t offset, uint64_t max_bytes, struct run *run,
+              bool *owned)
 {
   uint64_t l1_index = offset >> header_l1_entry_bits (&l->header);
   uint64_t l2_offset = 0, unit;
@@ -263,6 +272,7 @@ lookup_qcow2 (struct layer *l, const struct l1_table *l1,
     (unit >> slice_units_bits) * l->slice_bytes;
   p.nr_units = 1u << slice_units_bits;
   p.first_unit = unit & (p.nr_units - 1);
+  p.owned = owned;
   return lookup_in_slice (&p, run);
 }
 
@@ -280,7 +290,25 @@ map_lookup (struct layer *l, const struct l1_table *l1,
     return 0;
   }
 
-  r = lookup_qcow2 (l, l1, offset, max_bytes, run);
+  r = lookup_qcow2 (l, l1, offset, max_bytes, run, NULL);
+  if (r == 0 && run->length_bytes > max_bytes)
+    run->length_bytes = max_bytes;
+  return r;
+}
+
+int
+map_lookup_owned (struct layer *l, uint64_t offset, uint64_t max_bytes,
+                  struct run *run, bool *owned)
+{
+  uint64_t l1_entry = l->l1.entries[offset >>
+                                    header_l1_entry_bits (&l->header)];
+  int r;
+
+  *owned = false;
+  run->length_bytes = max_bytes;
+  if (!(l1_entry & ENTRY_COPIED))
+    return 0;
+  r = lookup_qcow2 (l, &l->l1, offset, max_bytes, run, owned);
   if (r == 0 && run->length_bytes > max_bytes)
     run->length_bytes = max_bytes;
   return r;

@@ -39,6 +39,13 @@ struct run {
 extern int map_lookup (struct layer *l, const struct l1_table *l1,
                        uint64_t offset, uint64_t max_bytes, struct run *run);
 
+/* The same, for a writer: is the run made of allocated data clusters that
+ * the active layer alone uses, so that it may be written in place?
+ */
+extern int map_lookup_owned (struct layer *l, uint64_t offset,
+                             uint64_t max_bytes, struct run *run,
+                             bool *owned);
+
 /* If NEXT goes on where RUN ends, add it to RUN. */
 extern bool run_join (struct run *run, const struct run *next);
 

@@ -6,8 +6,8 @@
  * follows all links, and has no effect on what it finds, be it a FIFO
  * or a tape drive.  The kernel then tells through /proc where the file
  * that the descriptor holds really is; only when that place and the
- * kind of file are allowed, the same file is opened for reading,
- * through the descriptor and not by name.  Whoever exchanges a link
+ * kind of file are allowed, the same file is opened for reading
+ * or writing, through the descriptor and not by name.  Whoever exchanges a link
  * between the steps wins nothing.
  *
  * The place is judged by canonical paths, component by component, on
@@ -16,10 +16,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -242,6 +244,22 @@ named_file_rule_free (struct named_file_rule *rule)
   free (rule);
 }
 
+/* A device that is read-only opens for writing all the same; writes to
+ * it fail.  Such a descriptor is closed, with errno EROFS.
+ */
+static int
+refuse_read_only_device (int fd)
+{
+  int is_read_only = 0;
+
+  /* On anything else the request is unknown. */
+  if (ioctl (fd, BLKROGET, &is_read_only) == -1 || !is_read_only)
+    return fd;
+  close (fd);
+  errno = EROFS;
+  return -1;
+}
+
 /*----- What the operator names -----*/
 
 static void
@@ -254,15 +272,18 @@ clear_nonblock (int fd)
 }
 
 int
-named_file_open_operator (const char *filename, struct qcow2_error *error)
+named_file_open_operator (const char *filename, bool writable,
+                          struct qcow2_error *error)
 {
-  const int flags = O_RDONLY | O_CLOEXEC | O_NOCTTY;
+  const int flags = (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY;
   int fd;
 
   fd = open (filename, flags | O_NONBLOCK);
   /* A file server lets go of its lease only if we wait for it. */
   if (fd == -1 && errno == EWOULDBLOCK)
     fd = open (filename, flags);
+  if (fd != -1 && writable)
+    fd = refuse_read_only_device (fd);
   if (fd == -1)
     return qcow2_error_set (error, errno, "%s: %s", filename,
                             strerror (errno));
@@ -378,8 +399,9 @@ check_found (int fd, const struct named_file_rule *rule,
 int
 named_file_open (const struct named_file_rule *rule,
                  enum named_file_use use, const char *filename,
-                 struct qcow2_error *error)
+                 bool writable, struct qcow2_error *error)
 {
+  const int flags = (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY;
   int path_fd, fd, r;
 
   path_fd = open (filename, O_PATH | O_CLOEXEC);
@@ -390,7 +412,9 @@ named_file_open (const struct named_file_rule *rule,
   r = check_found (path_fd, rule, use, filename, error);
   if (r == 0) {
     /* This cannot be a FIFO any more: no need for O_NONBLOCK. */
-    fd = open (link_of_fd (path_fd).path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    fd = open (link_of_fd (path_fd).path, flags);
+    if (fd != -1 && writable)
+      fd = refuse_read_only_device (fd);
     r = fd != -1 ? fd : qcow2_error_set (error, errno, "%s: %s", filename,
                                          strerror (errno));
   }

@@ -38,23 +38,27 @@ extern int named_file_rule_new (int image_fd, const char *const *allow_dirs,
 
 extern void named_file_rule_free (struct named_file_rule *rule);
 
-/* Open a file that the operator named, read-only and close-on-exec,
- * without waiting on a FIFO.  Returns a descriptor or a negative errno.
+/* Open a file that the operator named, for reading (with WRITABLE for
+ * writing, too) and close-on-exec, without waiting on a FIFO.  Returns a
+ * descriptor or a negative errno, which is that of open: -EACCES,
+ * -EPERM and -EROFS tell a caller to try again without WRITABLE.
  */
-extern int named_file_open_operator (const char *filename,
+extern int named_file_open_operator (const char *filename, bool writable,
                                      struct qcow2_error *error);
 
 /* Open FILENAME, which an image named, under RULE: a regular file in
  * the image's directory or below (NAMED_FILE_BACKING), or a regular file or
  * block device in an allowed directory or below.  Returns a descriptor
- * (read-only, close-on-exec) or a negative errno: -EACCES if the rule
- * forbids it (the message says which parameter allows it) or if /proc,
- * which tells where the file is, is not mounted; -EINVAL for a file of
- * another kind.  Opening has no side effect on a file that is then
- * refused.
+ * (close-on-exec, for reading, with WRITABLE for writing, too) or a
+ * negative errno: -EACCES if the rule forbids it (the message says which
+ * parameter allows it) or if /proc, which tells where the file is, is not
+ * mounted; -EINVAL for a file of another kind.  Opening has no side effect
+ * on a file that is then refused.  As above, -EACCES, -EPERM and -EROFS
+ * may also mean that the file can't be written: what the rule forbids, it
+ * forbids again without WRITABLE.
  */
 extern int named_file_open (const struct named_file_rule *rule,
                             enum named_file_use use, const char *filename,
-                            struct qcow2_error *error);
+                            bool writable, struct qcow2_error *error);
 
 #endif /* QCOW2_NAMED_FILE_H */

@@ -17,12 +17,14 @@
 #include "image.h"
 #include "io-file.h"
 #include "named-file.h"
+#include "writer.h"
 
 /* What is needed only while an image is being opened. */
 struct opening {
   const struct qcow2_options *options;
   struct named_file_rule *rule; /* made of the top image */
   struct qcow2 *image;
+  bool writable;                /* the top image and its data file */
   struct qcow2_error *error;
 };
 
@@ -31,6 +33,7 @@ qcow2_options_init (struct qcow2_options *options)
 {
   memset (options, 0, sizeof *options);
   options->lock = true;
+  options->discard = true;
   options->cache_bytes = QCOW2_DEFAULT_CACHE_BYTES;
   options->compressed_cache_bytes = QCOW2_DEFAULT_COMPRESSED_CACHE_BYTES;
   options->max_chain_depth = QCOW2_DEFAULT_CHAIN_DEPTH;
@@ -41,11 +44,14 @@ qcow2_options_init (struct qcow2_options *options)
 /* Make a storage of FD, and let the hook have it. */
 static int
 storage_of_fd (struct opening *o, int fd, const char *filename,
-               enum qcow2_storage_role role, struct qcow2_storage **s)
+               enum qcow2_storage_role role, bool writable,
+               struct qcow2_storage **s)
 {
+  unsigned flags = (o->options->lock ? QCOW2_IO_FILE_LOCK : 0) |
+    (writable ? QCOW2_IO_FILE_WRITE : 0);
   int r;
 
-  r = qcow2_io_file_new (fd, filename, o->options->lock, s, o->error);
+  r = qcow2_io_file_new (fd, filename, flags, s, o->error);
   if (r < 0)
     return r;
   if (!o->options->wrap)
@@ -105,7 +111,7 @@ check_loop (struct opening *o, struct layer *l, int fd)
 /* Returns a descriptor, and the name under which it was opened. */
 static int
 open_named_data_file (struct opening *o, const struct layer *l,
-                      char **filename)
+                      bool writable, char **filename)
 {
   struct backing_name name;
   int fd;
@@ -119,7 +125,8 @@ open_named_data_file (struct opening *o, const struct layer *l,
     qcow2_error_prefix (o->error, "%s: data file: ", l->filename);
     return fd;
   }
-  fd = named_file_open (o->rule, NAMED_FILE_DATA, name.path, o->error);
+  fd = named_file_open (o->rule, NAMED_FILE_DATA, name.path, writable,
+                        o->error);
   if (fd < 0)
     qcow2_error_prefix (o->error, "%s: data file: ", l->filename);
   else {
@@ -134,6 +141,7 @@ static int
 open_data_file (struct opening *o, struct layer *l)
 {
   const char *by_operator = l->index == 0 ? o->options->data_file : NULL;
+  bool writable = l->index == 0 && o->writable;
   char *filename = NULL;
   int fd, r;
 
@@ -147,13 +155,13 @@ open_data_file (struct opening *o, struct layer *l)
   }
 
   if (by_operator)
-    fd = named_file_open_operator (by_operator, o->error);
+    fd = named_file_open_operator (by_operator, writable, o->error);
   else
-    fd = open_named_data_file (o, l, &filename);
+    fd = open_named_data_file (o, l, writable, &filename);
   if (fd < 0)
     return fd;
   r = storage_of_fd (o, fd, by_operator ? by_operator : filename,
-                     QCOW2_STORAGE_DATA, &l->data);
+                     QCOW2_STORAGE_DATA, writable, &l->data);
   free (filename);
   return r;
 }
@@ -178,7 +186,7 @@ add_layer (struct opening *o, int fd, const char *filename, bool is_raw)
   else
     r = storage_of_fd (o, fd, filename,
                        is_raw ? QCOW2_STORAGE_RAW : QCOW2_STORAGE_IMAGE,
-                       &l->file);
+                       l->index == 0 && o->writable, &l->file);
   if (r == 0)
     r = is_raw ? layer_load_raw (l, o->error) : layer_load_qcow2 (l, o->error);
   if (r == 0)
@@ -241,7 +249,7 @@ add_backing_layer (struct opening *o)
   r = backing_format (o, l, &name, &is_raw);
   if (r == 0) {
     fd = r = named_file_open (o->rule, NAMED_FILE_BACKING, name.path,
-                              o->error);
+                              false, o->error);
     if (fd < 0)
       qcow2_error_prefix (o->error, "%s: backing file: ", l->filename);
     else
@@ -251,13 +259,29 @@ add_backing_layer (struct opening *o)
   return r;
 }
 
+/* A file that can't be written is served read-only. */
+static int
+open_top (struct opening *o, const char *filename)
+{
+  int fd = named_file_open_operator (filename, o->writable, o->error);
+
+  if (o->writable && (fd == -EACCES || fd == -EPERM || fd == -EROFS)) {
+    log_message (&o->image->log, QCOW2_LOG_WARNING,
+                 "%s: %s; the image is served read-only", filename,
+                 strerror (-fd));
+    o->writable = false;
+    fd = named_file_open_operator (filename, false, o->error);
+  }
+  return fd;
+}
+
 static int
 open_layers (struct opening *o, const char *filename)
 {
   struct chain *chain = &o->image->chain;
   int fd, r;
 
-  fd = named_file_open_operator (filename, o->error);
+  fd = open_top (o, filename);
   if (fd < 0)
     return fd;
   r = named_file_rule_new (fd, o->options->allow_dirs,
@@ -310,11 +334,25 @@ read_snapshots (struct opening *o)
   return r;
 }
 
+/* Damaged images are not made worse. */
+static int
+make_writer (struct opening *o)
+{
+  const struct layer *top = o->image->chain.layers[0];
+
+  if (!o->writable ||
+      top->header.incompatible_features & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT))
+    return 0;
+  return writer_new (o->image, o->options, o->error);
+}
+
 int
 qcow2_open (const char *filename, const struct qcow2_options *options,
             struct qcow2 **image, struct qcow2_error *error)
 {
-  struct opening o = { .options = options, .error = error };
+  struct opening o = {
+    .options = options, .writable = options->writable, .error = error,
+  };
   int r;
 
   *image = NULL;
@@ -322,10 +360,13 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
     return qcow2_error_set (error, EINVAL,
                             "the limit for the backing chain may be at most "
                             "%d", QCOW2_MAX_CHAIN_DEPTH);
-  o.image = calloc (1, sizeof *o.image);
+  /* Its epochs lie in cache lines of their own. */
+  o.image = aligned_alloc (_Alignof (struct qcow2), sizeof *o.image);
   if (!o.image)
     return qcow2_error_set (error, ENOMEM, "out of memory");
+  memset (o.image, 0, sizeof *o.image);
   pthread_mutex_init (&o.image->views_lock, NULL);
+  epoch_init (&o.image->epoch);
   o.image->log.fn = options->log;
   o.image->log.opaque = options->opaque;
   o.image->chain.layers = calloc (options->max_chain_depth + 1,
@@ -340,6 +381,8 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
     r = read_snapshots (&o);
   if (r == 0)
     r = make_caches (&o);
+  if (r == 0)
+    r = make_writer (&o);
   if (r < 0) {
     qcow2_close (o.image);
     return r;
@@ -348,13 +391,22 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
   return 0;
 }
 
-void
+int
+qcow2_finish (struct qcow2 *image)
+{
+  return image ? writer_finish (image->writer) : 0;
+}
+
+int
 qcow2_close (struct qcow2 *image)
 {
   unsigned i;
+  int r;
 
   if (!image)
-    return;
+    return 0;
+  r = writer_finish (image->writer);
+  writer_free (image->writer);
   view_free_all (image);
   for (i = 0; i < image->chain.nr_layers; ++i)
     layer_free (image->chain.layers[i]);
@@ -364,6 +416,7 @@ qcow2_close (struct qcow2 *image)
   snapshot_table_clear (&image->snapshots);
   pthread_mutex_destroy (&image->views_lock);
   free (image);
+  return r;
 }
 
 uint64_t

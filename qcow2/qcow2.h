@@ -60,6 +60,14 @@ struct qcow2_options {
   /* Take QEMU's locks on each file. */
   bool lock;
 
+  /* Open the top image for writing.  Where that can't be, a warning says
+   * why, and it is opened read-only.
+   */
+  bool writable;
+
+  /* Give space that becomes free back to the host. */
+  bool discard;
+
   uint64_t cache_bytes;            /* metadata cache, whole chain */
   uint64_t compressed_cache_bytes; /* decompressed clusters, whole chain */
 
@@ -91,18 +99,24 @@ struct qcow2_options {
  */
 extern void qcow2_options_init (struct qcow2_options *options);
 
-/* Open FILENAME read-only, with its data file and its backing chain.
- * Everything OPTIONS points to is copied, but for the functions.  No
- * thread is started.
+/* Open FILENAME with its data file and its backing chain.  Everything
+ * OPTIONS points to is copied, but for the functions.  No thread is
+ * started before the first write.
  */
 extern int qcow2_open (const char *filename,
                        const struct qcow2_options *options,
                        struct qcow2 **image, struct qcow2_error *error);
 
-/* Views that are still open are closed, too: no request may be in
- * progress.  IMAGE may be NULL.
+/* Make everything durable and free what can be freed, as for closing.
+ * Further requests that change the image fail.  Returns what went wrong.
  */
-extern void qcow2_close (struct qcow2 *image);
+extern int qcow2_finish (struct qcow2 *image);
+
+/* Make everything durable, and close.  Views that are still open are
+ * closed, too: no request may be in progress.  IMAGE may be NULL.
+ * Returns what went wrong, if anything did; IMAGE is gone all the same.
+ */
+extern int qcow2_close (struct qcow2 *image);
 
 /*----- Facts about an open image -----*/
 
@@ -187,5 +201,32 @@ extern int qcow2_extents (struct qcow2_view *view, uint64_t count,
  */
 extern int qcow2_prefetch (struct qcow2_view *view, uint64_t count,
                            uint64_t offset);
+
+/*----- Writing -----*/
+
+/* Only the active layer of an image that is open for writing. */
+extern bool qcow2_view_can_write (const struct qcow2_view *view);
+
+/* These return -EROFS for a view that can't be written.  With FUA, what
+ * was done is durable when they return; else after the next qcow2_flush
+ * of any view.  After an error the range holds the old or the new
+ * content, byte by byte; nothing else has changed.
+ */
+extern int qcow2_pwrite (struct qcow2_view *view, const void *buf,
+                         size_t count, uint64_t offset, bool fua);
+
+/* The range's content is not needed any more. */
+extern int qcow2_trim (struct qcow2_view *view, uint64_t count,
+                       uint64_t offset, bool fua);
+
+/* The range reads as zeros afterwards.  MAY_TRIM: its space may be given
+ * up.  FAST: -EOPNOTSUPP, and nothing is done, if it would be as slow as
+ * writing.
+ */
+extern int qcow2_zero (struct qcow2_view *view, uint64_t count,
+                       uint64_t offset, bool may_trim, bool fast, bool fua);
+
+/* Make everything durable that was done before on any view. */
+extern int qcow2_flush (struct qcow2_view *view);
 
 #endif /* QCOW2_H */

@@ -74,21 +74,22 @@ read_run (const struct qcow2 *image, const struct run *run, void *buf)
 
 /* The longest run from OFFSET on, over slices and layers. */
 static int
-lookup_joined (const struct qcow2_view *view, uint64_t offset,
-               uint64_t max_bytes, struct run *run, struct run *next)
+lookup_joined (const struct chain *chain, const struct l1_table *l1,
+               uint64_t offset, uint64_t max_bytes, struct run *run,
+               struct run *next)
 {
   int r;
 
   *run = *next;
   if (run->length_bytes == 0) {
-    r = view_lookup (view, offset, max_bytes, run);
+    r = chain_lookup (chain, l1, offset, max_bytes, run);
     if (r < 0)
       return r;
   }
   next->length_bytes = 0;
   while (run->length_bytes < max_bytes) {
-    r = view_lookup (view, offset + run->length_bytes,
-                     max_bytes - run->length_bytes, next);
+    r = chain_lookup (chain, l1, offset + run->length_bytes,
+                      max_bytes - run->length_bytes, next);
     if (r < 0)
       return r;
     if (!run_join (run, next))
@@ -99,18 +100,18 @@ lookup_joined (const struct qcow2_view *view, uint64_t offset,
 }
 
 int
-qcow2_pread (struct qcow2_view *view, void *buf, size_t count,
-             uint64_t offset)
+image_read (const struct qcow2 *image, const struct l1_table *l1,
+            void *buf, size_t count, uint64_t offset)
 {
   struct run run, next = { .length_bytes = 0 };
   char *p = buf;
   int r;
 
   while (count > 0) {
-    r = lookup_joined (view, offset, count, &run, &next);
+    r = lookup_joined (&image->chain, l1, offset, count, &run, &next);
     if (r < 0)
       return r;
-    r = read_run (view->image, &run, p);
+    r = read_run (image, &run, p);
     if (r < 0)
       return r;
     p += run.length_bytes;
@@ -118,6 +119,18 @@ qcow2_pread (struct qcow2_view *view, void *buf, size_t count,
     count -= run.length_bytes;
   }
   return 0;
+}
+
+int
+qcow2_pread (struct qcow2_view *view, void *buf, size_t count,
+             uint64_t offset)
+{
+  struct epoch_ticket ticket = epoch_enter (&view->image->epoch);
+  int r;
+
+  r = image_read (view->image, view->l1, buf, count, offset);
+  epoch_leave (ticket);
+  return r;
 }
 
 /* How many runs one call may go through: it is only advice. */
@@ -138,8 +151,8 @@ prefetch_compressed (const struct qcow2 *image, const struct run *run,
                             cluster_cache_prefetch (image->clusters, &c));
 }
 
-int
-qcow2_prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
+static int
+prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
 {
   uint64_t room_bytes = view->image->compressed_cache_bytes;
   unsigned nr_runs = 0;
@@ -162,4 +175,15 @@ qcow2_prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
     count -= run.length_bytes;
   }
   return 0;
+}
+
+int
+qcow2_prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
+{
+  struct epoch_ticket ticket = epoch_enter (&view->image->epoch);
+  int r;
+
+  r = prefetch (view, count, offset);
+  epoch_leave (ticket);
+  return r;
 }

@@ -16,10 +16,10 @@
  * read with acquire loads: a reader that saw a word of the new slice
  * also sees the sequence count that came before it, and starts again.
  *
- * After a load that failed the count is even again, but the words are
- * still those of the slice before, and a reader that was on its way to
- * the slot may yet come by: so the slot loses its key while the count is
- * odd.
+ * After a load that failed, or when a slice was dropped, the count is
+ * even again, but the words are still those of the slice before, and a
+ * reader that was on its way to the slot may yet come by: so the slot
+ * loses its key while the count is odd.
  *
  * Hash chains are walked without the lock.  A walk may end up in
  * another chain when a slot on its way changes hands; it then finds
@@ -36,32 +36,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "slice-cache.h"
+#include "slice-cache-impl.h"
 
 #define NO_SLOT UINT32_MAX
 #define NO_KEY UINT64_MAX
 #define MIN_SLOTS 16
 #define MAX_WALK 32
-#define NR_CONDS 16
-
-struct slice_cache {
-  size_t slice_bytes;
-  uint32_t nr_slots;
-  uint32_t hash_mask;
-  _Atomic uint32_t *heads;      /* hash -> first slot of the chain */
-  struct slice_slot *slots;
-  _Atomic uint64_t *words;      /* slice_bytes for each slot */
-
-  pthread_mutex_t lock;
-  /* Both under the lock. */
-  uint32_t nr_touched;          /* slots from here on were never used */
-  uint32_t hand;                /* of the clock */
-  uint64_t nr_loads;
-
-  pthread_cond_t loaded[NR_CONDS]; /* by hash of the key */
-  pthread_cond_t unpinned;
-  unsigned nr_slot_waiters;
-};
 
 /* The high bits of a factor don't reach the lower ones of a product: so
  * the top byte of a key, which tells layers apart, is brought down to
@@ -159,12 +139,6 @@ set_link (_Atomic uint32_t *link, uint32_t slot)
   atomic_store_explicit (link, slot + 1, memory_order_release);
 }
 
-static _Atomic uint64_t *
-slot_words (struct slice_cache *cache, uint32_t slot)
-{
-  return cache->words + slot * (cache->slice_bytes / sizeof (uint64_t));
-}
-
 static void
 mark_used (struct slice_slot *s)
 {
@@ -257,7 +231,7 @@ find_victim_locked (struct slice_cache *cache)
     struct slice_slot *s = &cache->slots[i];
 
     cache->hand = i + 1 == cache->nr_slots ? 0 : i + 1;
-    if (s->nr_pins > 0)
+    if (s->nr_pins > 0 || s->on_dirty_list)
       continue;
     if (!atomic_load_explicit (&s->used, memory_order_relaxed))
       return i;
@@ -304,22 +278,43 @@ end_load_locked (struct slice_cache *cache, uint32_t slot, int error)
 
 /*----- Pinning -----*/
 
-/* Wait until the slice is cached (true, its slot is pinned), or this
- * thread has to load it (false, its slot is prepared for that).
- */
-static bool
-claim (struct slice_cache *cache, uint64_t key, uint32_t *slot)
+/* No slot can be had: have dirty ones written, or wait for a pin to go. */
+static int
+make_room_locked (struct slice_cache *cache)
 {
-  bool cached = false;
+  int (*fn) (void *opaque) = cache->pressure_fn;
+  void *opaque = cache->pressure_opaque;
+  int r;
 
+  if (cache->nr_dirty > 0 && fn) {
+    pthread_mutex_unlock (&cache->lock);
+    r = fn (opaque);
+    pthread_mutex_lock (&cache->lock);
+    return r;
+  }
+  cache->nr_slot_waiters++;
+  pthread_cond_wait (&cache->unpinned, &cache->lock);
+  cache->nr_slot_waiters--;
+  return 0;
+}
+
+/* Wait until the slice is cached (*CACHED, its slot is pinned), or this
+ * thread has to load it (its slot is prepared for that).
+ */
+static int
+claim (struct slice_cache *cache, uint64_t key, uint32_t *slot, bool *cached)
+{
+  int r = 0;
+
+  *cached = false;
   pthread_mutex_lock (&cache->lock);
-  for (;;) {
+  while (r == 0) {
     *slot = find_locked (cache, key);
     if (*slot != NO_SLOT) {
       if (!cache->slots[*slot].loading) {
         cache->slots[*slot].nr_pins++;
         mark_used (&cache->slots[*slot]);
-        cached = true;
+        *cached = true;
         break;
       }
       pthread_cond_wait (&cache->loaded[hash_key (key) % NR_CONDS],
@@ -331,12 +326,10 @@ claim (struct slice_cache *cache, uint64_t key, uint32_t *slot)
       begin_load_locked (cache, *slot, key);
       break;
     }
-    cache->nr_slot_waiters++;
-    pthread_cond_wait (&cache->unpinned, &cache->lock);
-    cache->nr_slot_waiters--;
+    r = make_room_locked (cache);
   }
   pthread_mutex_unlock (&cache->lock);
-  return cached;
+  return r;
 }
 
 /* Called without the lock: the slot belongs to this thread. */
@@ -365,16 +358,15 @@ slice_cache_pin (struct slice_cache *cache, uint64_t key,
                  slice_fill_fn *fill, void *opaque, struct slice_ref *ref)
 {
   uint32_t slot;
+  bool cached;
+  int r = claim (cache, key, &slot, &cached);
 
-  if (!claim (cache, key, &slot)) {
-    int r = load (cache, slot, key, fill, opaque);
-
-    if (r < 0)
-      return r;
-  }
-  set_ref (cache, slot,
-           atomic_load_explicit (&cache->slots[slot].seq,
-                                 memory_order_acquire), ref);
+  if (r == 0 && !cached)
+    r = load (cache, slot, key, fill, opaque);
+  if (r < 0)
+    return r;
+  set_ref (cache, slot, 0, ref);
+  slice_restart (ref);
   return 0;
 }
 
@@ -384,6 +376,51 @@ slice_unpin (struct slice_cache *cache, struct slice_ref *ref)
   pthread_mutex_lock (&cache->lock);
   if (--ref->slot->nr_pins == 0 && cache->nr_slot_waiters > 0)
     pthread_cond_broadcast (&cache->unpinned);
+  pthread_mutex_unlock (&cache->lock);
+}
+
+size_t
+slice_cache_nr_slots (struct slice_cache *cache)
+{
+  return cache->nr_slots;
+}
+
+void
+slice_cache_on_pressure (struct slice_cache *cache,
+                         int (*fn) (void *opaque), void *opaque)
+{
+  pthread_mutex_lock (&cache->lock);
+  cache->pressure_fn = fn;
+  cache->pressure_opaque = opaque;
+  pthread_mutex_unlock (&cache->lock);
+}
+
+void
+slice_cache_drop (struct slice_cache *cache, uint64_t first, uint64_t end)
+{
+  uint64_t key;
+
+  pthread_mutex_lock (&cache->lock);
+  for (key = first; key < end; key += cache->slice_bytes) {
+    uint32_t slot = find_locked (cache, key);
+    struct slice_slot *s;
+
+    if (slot == NO_SLOT)
+      continue;
+    s = &cache->slots[slot];
+    if (s->nr_pins > 0) {
+      cache->nr_slot_waiters++;
+      pthread_cond_wait (&cache->unpinned, &cache->lock);
+      cache->nr_slot_waiters--;
+      key -= cache->slice_bytes; /* look again */
+      continue;
+    }
+    atomic_fetch_add_explicit (&s->seq, 1, memory_order_acq_rel);
+    atomic_store (&s->dirty, 0);
+    remove_locked (cache, slot);
+    atomic_store_explicit (&s->key, NO_KEY, memory_order_release);
+    atomic_fetch_add_explicit (&s->seq, 1, memory_order_release);
+  }
   pthread_mutex_unlock (&cache->lock);
 }
 

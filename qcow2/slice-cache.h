@@ -37,9 +37,12 @@ struct slice_slot {
   _Atomic uint32_t seq;
   _Atomic uint32_t next;        /* in its hash chain */
   _Atomic bool used;            /* since the clock's hand came by */
-  bool loading;                 /* this and below under the cache's lock */
+  _Atomic uint8_t dirty;        /* a bit for each 512-byte sector */
+  bool on_dirty_list;           /* this and below under the cache's lock */
+  bool loading;
   bool cached;                  /* in its hash chain */
   uint32_t nr_pins;
+  uint32_t next_dirty;          /* slot number plus one, or 0 */
 };
 
 struct slice_ref {
@@ -88,8 +91,8 @@ slice_load (const struct slice_ref *ref, size_t index)
                                         memory_order_acquire));
 }
 
-/* Was everything that slice_load gave since slice_cache_find part of
- * the slice?  Always true while it is pinned.
+/* Was everything that slice_load gave since slice_cache_find (or
+ * slice_restart) part of the slice, between two changes?
  */
 static inline bool
 slice_still_valid (const struct slice_ref *ref)
@@ -97,6 +100,74 @@ slice_still_valid (const struct slice_ref *ref)
   return atomic_load_explicit (&ref->slot->seq,
                                memory_order_relaxed) == ref->seq;
 }
+
+/*----- Changing slices -----*/
+
+/* The words of a pinned slice are changed between these two, by one
+ * thread at a time (its caller's lock sees to that).  Readers see all of
+ * the change or nothing.  slice_end_change marks words FIRST to FIRST +
+ * NR - 1 as dirty: a dirty slice stays in the cache.
+ */
+extern void slice_begin_change (struct slice_ref *ref);
+extern void slice_end_change (struct slice_cache *cache,
+                              struct slice_ref *ref, size_t first, size_t nr);
+
+static inline void
+slice_store (struct slice_ref *ref, size_t index, uint64_t value)
+{
+  atomic_store_explicit ((_Atomic uint64_t *) &ref->words[index],
+                         htobe64 (value), memory_order_release);
+}
+
+/* Sectors to be written. */
+struct sealed_sector {
+  uint64_t key;                 /* of the slice */
+  uint32_t byte_in_slice;
+  uint8_t data[512];
+};
+
+struct sealed_slices {
+  struct sealed_sector *sectors;
+  size_t nr_sectors, room;
+  uint32_t *slots;              /* pinned until slice_cache_unseal */
+  uint8_t *dirty;               /* what each had */
+  size_t nr_slots, slots_room;
+};
+
+/* Take a copy of all dirty sectors as they are now, and count them as
+ * clean.  Changes that go on meanwhile are in the copy, or make the
+ * sector dirty again, or both.  -ENOMEM, and nothing was done.
+ */
+extern int slice_cache_seal (struct slice_cache *cache,
+                             struct sealed_slices *sealed);
+
+/* The copy was written; or it was not (!WRITTEN), and the sectors are
+ * dirty again.  Frees what SEALED holds.
+ */
+extern void slice_cache_unseal (struct slice_cache *cache,
+                                struct sealed_slices *sealed, bool written);
+
+/* How many slices are dirty, and of how many. */
+extern size_t slice_cache_nr_dirty (struct slice_cache *cache);
+extern size_t slice_cache_nr_slots (struct slice_cache *cache);
+
+/* FN is called, without a lock, by slice_cache_pin when dirty slices are
+ * in the way: it writes them, or returns a negative errno, which becomes
+ * the result of slice_cache_pin.  That doesn't depend on another thread,
+ * which may be waiting for this one.
+ */
+extern void slice_cache_on_pressure (struct slice_cache *cache,
+                                     int (*fn) (void *opaque), void *opaque);
+
+/* Drop the slices whose keys lie in [FIRST, END), in steps of the slice
+ * size, which nobody looks up any more; what is dirty in them is lost.
+ * Waits for a running commit that has them sealed.
+ */
+extern void slice_cache_drop (struct slice_cache *cache,
+                              uint64_t first, uint64_t end);
+
+/* Begin to read a pinned slice again, after a change has ended. */
+extern void slice_restart (struct slice_ref *ref);
 
 struct slice_cache_stats {
   uint64_t nr_loads;            /* begun so far, failed ones too */

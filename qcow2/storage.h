@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 struct qcow2_storage;
 
@@ -42,6 +43,42 @@ struct qcow2_storage_ops {
   /* Advice that the range will be read soon.  May be NULL. */
   void (*prefetch) (struct qcow2_storage *s, uint64_t offset,
                     uint64_t count);
+
+  /* The members below are NULL in storage that can't be written. */
+
+  /* Write all of IOV at OFFSET, growing the storage where it can grow.
+   * With DURABLE, the bytes written are on stable storage when this
+   * returns (as after flush).
+   */
+  int (*pwritev) (struct qcow2_storage *s, const struct iovec *iov,
+                  int iovcnt, uint64_t offset, bool durable);
+
+  /* Make all completed writes durable.  After an error what was written
+   * since the last flush may be lost, whatever a later flush says.
+   */
+  int (*flush) (struct qcow2_storage *s);
+
+  /* Make the range read as zeros, without taking space where that is
+   * possible and MAY_PUNCH.  -EOPNOTSUPP where it would have to be
+   * written; never changes the size.
+   */
+  int (*zero) (struct qcow2_storage *s, uint64_t offset, uint64_t count,
+               bool may_punch);
+
+  /* Advice that the bytes are not needed any more: what they read as is
+   * not known then.  Nothing beside them changes, nor the size.  May be
+   * NULL.
+   */
+  void (*discard) (struct qcow2_storage *s, uint64_t offset,
+                   uint64_t count);
+
+  /* Cut or grow to SIZE_BYTES; what is added reads as zeros.
+   * -EOPNOTSUPP for storage of fixed size.
+   */
+  int (*truncate) (struct qcow2_storage *s, uint64_t size_bytes);
+
+  /* Can the storage grow by writing past its end? */
+  bool (*can_grow) (struct qcow2_storage *s);
 
   /* Release everything, S itself included. */
   void (*close) (struct qcow2_storage *s);
@@ -75,6 +112,44 @@ extern int qcow2_storage_hole (struct qcow2_storage *s, uint64_t offset,
 
 extern void qcow2_storage_prefetch (struct qcow2_storage *s, uint64_t offset,
                                     uint64_t count);
+
+/* Write exactly COUNT bytes.  DURABLE as in the vtable.  On error any part
+ * of them may have been written.  -EROFS for storage that can't be written,
+ * here and below.
+ */
+extern int qcow2_storage_write (struct qcow2_storage *s, const void *buf,
+                                size_t count, uint64_t offset, bool durable);
+
+extern int qcow2_storage_writev (struct qcow2_storage *s,
+                                 const struct iovec *iov, int iovcnt,
+                                 uint64_t offset, bool durable);
+
+/* 0 for storage that can't be written: there is nothing to be lost. */
+extern int qcow2_storage_flush (struct qcow2_storage *s);
+
+/* Make the range read as zeros: as the vtable's member, else by writing
+ * zeros.  Does not change the size: what lies past the end reads as
+ * zeros already.
+ */
+extern int qcow2_storage_zero (struct qcow2_storage *s, uint64_t offset,
+                               uint64_t count, bool may_punch);
+
+/* Make the range read as zeros without taking space, if the storage can
+ * do that; else -EOPNOTSUPP, and nothing is done.
+ */
+extern int qcow2_storage_punch (struct qcow2_storage *s, uint64_t offset,
+                                uint64_t count);
+
+/* Give the range back to the host if it can take it: as the vtable's
+ * member, up to the end of the storage.
+ */
+extern void qcow2_storage_discard (struct qcow2_storage *s, uint64_t offset,
+                                   uint64_t count);
+
+extern int qcow2_storage_truncate (struct qcow2_storage *s,
+                                   uint64_t size_bytes);
+
+extern bool qcow2_storage_can_grow (struct qcow2_storage *s);
 
 /* S may be NULL. */
 extern void qcow2_storage_close (struct qcow2_storage *s);

@@ -34,7 +34,7 @@ find_open (struct qcow2 *image, size_t snapshot)
 static void
 free_view (struct qcow2_view *view)
 {
-  free (view->own_l1.entries);
+  free ((void *) view->own_l1.entries);
   free (view);
 }
 

@@ -113,3 +113,17 @@ load make-image
     serves_as qemu.raw disk.qcow2 cache-size=16k compressed-cache-size=0
     serves_as qemu.raw disk.qcow2 cache-size=0 compressed-cache-size=8k
 }
+
+@test "a compressed cluster that reaches below another file's data" {
+    pattern_file pattern1 65536
+    qemu-img create -q -f qcow2 base.qcow2 1M
+    qemu-io -f qcow2 -c 'write -q -c -s pattern1 0 64k' base.qcow2
+    qemu-img create -q -f qcow2 -o cluster_size=1k -F qcow2 -b base.qcow2 \
+        middle.qcow2
+    qemu-io -f qcow2 -c 'write -q -P 7 2k 1k' -c 'write -q -z 5k 1k' \
+        middle.qcow2
+    qemu-img create -q -f qcow2 -o cluster_size=1k -F qcow2 -b middle.qcow2 \
+        disk.qcow2
+    qemu_raw disk.qcow2 qemu.raw
+    serves_as qemu.raw disk.qcow2
+}

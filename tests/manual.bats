@@ -233,8 +233,12 @@ hold_open ()
 @test "manual: PARAMETERS" {
     hold_open running.qcow2
     qemu_raw compressed.qcow2 qemu.raw
+    qemu-img create -q -f qcow2 new.qcow2 32M
     run_section "$manual" "PARAMETERS"
     cmp disk.raw qemu.raw
+    qemu-img check -q new.qcow2
+    qemu_raw new.qcow2 written.raw
+    cmp written.raw disk.raw
 }
 
 @test "manual: EXPORTS" {

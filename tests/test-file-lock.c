@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 /* QEMU's locks, held against QEMU's own programs: who reads is let in
- * beside a reader, who writes is kept out, in both directions.
+ * beside a reader, who writes is kept out, and keeps all others out, in
+ * both directions.
  */
 
 #include <errno.h>
@@ -192,6 +193,106 @@ while_we_read (void)
   qemu_may_write (true, "when all are gone");
 }
 
+/* The locked bytes as text. */
+static const char *
+locked_bytes (void)
+{
+  static char text[200];
+  size_t len = 0;
+
+  text[0] = '\0';
+  for (int byte = 0; byte < 400; ++byte)
+    if (is_locked (byte) && len < sizeof text - 5)
+      len += (size_t) snprintf (text + len, sizeof text - len, " %d", byte);
+  return text;
+}
+
+static void
+while_we_write (void)
+{
+  struct qcow2_error error = { "" };
+  struct qcow2_storage *s = NULL;
+  int fd = open_image (O_RDWR), second = open_image (O_RDWR);
+  char ours[200];
+  pid_t pid;
+
+  is_int (qcow2_file_lock_write (fd, image, NULL), 0,
+          "an image that nobody uses is locked by a writer");
+  strcpy (ours, locked_bytes ());
+  is_str (ours, " 100 101 103 201 203", "... on the bytes of a writer");
+  qemu_may_write (false, "while it is");
+  ok (run ("qemu-io -r -f qcow2 -c 'read 0 64k' image") != 0 &&
+      strstr (output, "Failed to get shared \"write\" lock"),
+      "QEMU does not read it, either");
+  ok (run ("qemu-img check image") != 0, "... nor check it");
+  ok (run ("qemu-img create -q -f qcow2 -u -b image -F qcow2 overlay 1M &&"
+           " qemu-io -f qcow2 -c 'write 0 64k' overlay") != 0,
+      "... nor write to an overlay of it");
+  is_int (run ("qemu-img info -U image"), 0, "... unless it is forced to");
+  is_int (qcow2_file_lock_write (second, image, &error), -EAGAIN,
+          "a second writer is kept out");
+  ok (strstr (error.message, "Failed to get \"write\" lock") != NULL &&
+      strstr (error.message, "destroy the image") != NULL,
+      "... and is told why");
+  is_int (qcow2_file_lock_read (second, image, &error), -EAGAIN,
+          "so is a reader");
+  ok (strstr (error.message, "shared \"write\" lock") != NULL,
+      "... and is told why");
+  is_str (locked_bytes (), ours, "neither takes a lock away");
+  close (fd);
+  qemu_may_write (true, "when the writer is gone");
+  close (second);
+
+  must (qcow2_io_file_new (open_image (O_RDWR), image,
+                           QCOW2_IO_FILE_WRITE | QCOW2_IO_FILE_LOCK, &s,
+                           NULL) == 0, "new");
+  is_str (locked_bytes (), ours, "a storage that is written has these locks");
+  qcow2_storage_close (s);
+
+  pid = start_qemu_nbd ("--discard=unmap");
+  is_str (locked_bytes (), ours, "so has a qemu-nbd that may write");
+  fd = open_image (O_RDWR);
+  is_int (qcow2_file_lock_write (fd, image, &error), -EAGAIN,
+          "which keeps writers out");
+  ok (strstr (error.message, "Failed to get \"write\" lock") != NULL,
+      "... for want of the write lock");
+  stop (pid);
+  is_int (qcow2_file_lock_write (fd, image, &error), 0, "while it runs");
+  close (fd);
+
+  pid = start_qemu_nbd ("-r");
+  fd = open_image (O_RDWR);
+  is_int (qcow2_file_lock_write (fd, image, &error), -EAGAIN,
+          "qemu-nbd -r keeps writers out");
+  ok (strstr (error.message, "Failed to get \"write\" lock") != NULL,
+      "... for want of the write lock");
+  stop (pid);
+  close (fd);
+}
+
+/* An external data file has the same locks. */
+static void
+data_files (void)
+{
+  char name[sizeof dir + 10];
+  int fd;
+
+  must (run ("qemu-img create -q -f qcow2 -o data_file=data ext 1M") == 0,
+        "qemu-img");
+  snprintf (name, sizeof name, "%s/data", dir);
+  fd = open (name, O_RDWR | O_CLOEXEC);
+  must (fd != -1, "open");
+  is_int (qcow2_file_lock_write (fd, name, NULL), 0,
+          "a data file is locked by a writer");
+  ok (run ("qemu-io -f qcow2 -c 'write 0 64k' ext") != 0 &&
+      strstr (output, "lock"), "... and QEMU does not write to it");
+  ok (run ("qemu-io -r -f qcow2 -c 'read 0 64k' ext") != 0 &&
+      strstr (output, "lock"), "... nor read it");
+  close (fd);
+  is_int (run ("qemu-io -f qcow2 -c 'write 0 64k' ext"), 0,
+          "until the writer is gone");
+}
+
 static void
 while_qemu_uses_it (void)
 {
@@ -217,61 +318,76 @@ while_qemu_uses_it (void)
   ok (strstr (error.message, named) != NULL, "... on the file it names");
   ok (strstr (error.message, "lock=off") != NULL, "... and how to go on");
 
-  is_int (qcow2_io_file_new (fd, image, true, &s, &error), -EAGAIN,
+  is_int (qcow2_io_file_new (fd, image, QCOW2_IO_FILE_LOCK, &s, &error),
+          -EAGAIN,
           "no storage is made of it");
   ok (fcntl (fd, F_GETFD) == -1 && !s, "... and the descriptor is closed");
   fd = open_image (O_RDONLY);
-  is_int (qcow2_io_file_new (fd, image, false, &s, &error), 0,
+  is_int (qcow2_io_file_new (fd, image, 0, &s, &error), 0,
           "... but without locks it is");
   qcow2_storage_close (s);
   stop (pid);
 
   fd = open_image (O_RDONLY);
-  must (qcow2_io_file_new (fd, image, true, &s, NULL) == 0, "new");
+  must (qcow2_io_file_new (fd, image, QCOW2_IO_FILE_LOCK, &s, NULL) == 0,
+        "new");
   qemu_may_write (false, "while a storage is open");
   qcow2_storage_close (s);
   qemu_may_write (true, "after a storage was closed");
 }
 
+/* Another program's lock, and what we say to it. */
+struct other {
+  int byte;
+  short type;
+  const char *to_reader;        /* NULL: no conflict */
+  const char *to_writer;
+};
+
+static void
+conflict (const struct other *other, bool write)
+{
+  struct qcow2_error error = { "" };
+  const char *text = write ? other->to_writer : other->to_reader;
+  int other_fd = hold (other->byte, other->type);
+  int fd = open_image (O_RDWR), r;
+
+  r = write ? qcow2_file_lock_write (fd, image, &error) :
+    qcow2_file_lock_read (fd, image, &error);
+  is_int (r, text ? -EAGAIN : 0, "a %s beside a %s lock on byte %d",
+          write ? "writer" : "reader",
+          other->type == F_RDLCK ? "shared" : "exclusive", other->byte);
+  close (other_fd);
+  if (text) {
+    ok (strstr (error.message, text) != NULL, "... says: %s", text);
+    is_str (locked_bytes (), "", "... and leaves no lock");
+  }
+  close (fd);
+}
+
 static void
 each_conflict (void)
 {
-  static const struct {
-    int byte;
-    short type;
-    const char *text;           /* NULL: no conflict */
-  } others[] = {
-    { 100, F_RDLCK, NULL },
-    { 101, F_RDLCK, "shared \"write\" lock" },
-    { 102, F_RDLCK, NULL },     /* "write unchanged" */
-    { 103, F_RDLCK, "shared \"resize\" lock" },
-    { 200, F_RDLCK, "\"consistent read\" lock" },
-    { 201, F_RDLCK, NULL },
-    { 202, F_RDLCK, NULL },
-    { 203, F_RDLCK, NULL },
-    { 100, F_WRLCK, "lock byte 100" },
-    { 201, F_WRLCK, "lock byte 201" },
-    { 203, F_WRLCK, "lock byte 203" },
+  static const struct other others[] = {
+    { 100, F_RDLCK, NULL, NULL },
+    { 101, F_RDLCK, "shared \"write\" lock", "shared \"write\" lock" },
+    { 102, F_RDLCK, NULL, NULL },       /* "write unchanged" */
+    { 103, F_RDLCK, "shared \"resize\" lock", "shared \"resize\" lock" },
+    { 200, F_RDLCK, "\"consistent read\" lock",
+      "\"consistent read\" lock" },
+    { 201, F_RDLCK, NULL, "get \"write\" lock" },
+    { 202, F_RDLCK, NULL, NULL },
+    { 203, F_RDLCK, NULL, "get \"resize\" lock" },
+    { 100, F_WRLCK, "lock byte 100", "lock byte 100" },
+    { 101, F_WRLCK, "shared \"write\" lock", "lock byte 101" },
+    { 103, F_WRLCK, "shared \"resize\" lock", "lock byte 103" },
+    { 201, F_WRLCK, "lock byte 201", "lock byte 201" },
+    { 203, F_WRLCK, "lock byte 203", "lock byte 203" },
   };
 
   for (size_t i = 0; i < sizeof others / sizeof others[0]; ++i) {
-    struct qcow2_error error = { "" };
-    int other = hold (others[i].byte, others[i].type);
-    int fd = open_image (O_RDONLY);
-    int want = others[i].text ? -EAGAIN : 0;
-
-    is_int (qcow2_file_lock_read (fd, image, &error), want,
-            "beside a %s lock on byte %d",
-            others[i].type == F_RDLCK ? "shared" : "exclusive",
-            others[i].byte);
-    close (other);
-    if (others[i].text) {
-      ok (strstr (error.message, others[i].text) != NULL, "... says: %s",
-          others[i].text);
-      ok (!is_locked (100) && !is_locked (201) && !is_locked (203),
-          "... and leaves no lock");
-    }
-    close (fd);
+    conflict (&others[i], false);
+    conflict (&others[i], true);
   }
 }
 
@@ -340,6 +456,8 @@ main (void)
   must (run ("qemu-img create -q -f qcow2 image 1M") == 0, "qemu-img");
 
   while_we_read ();
+  while_we_write ();
+  data_files ();
   while_qemu_uses_it ();
   each_conflict ();
   over_a_fork ();

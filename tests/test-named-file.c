@@ -125,7 +125,7 @@ opens (const struct named_file_rule *rule, enum named_file_use use,
 {
   struct qcow2_error error = { "" };
   char content[300] = "";
-  int fd = named_file_open (rule, use, filename, &error);
+  int fd = named_file_open (rule, use, filename, false, &error);
 
   if (!ok (fd >= 0, "%.60s is opened", filename)) {
     printf ("#   %s\n", error.message);
@@ -144,7 +144,7 @@ refuses (const struct named_file_rule *rule, enum named_file_use use,
          const char *filename, int err, const char *text)
 {
   struct qcow2_error error = { "" };
-  int r = named_file_open (rule, use, filename, &error);
+  int r = named_file_open (rule, use, filename, false, &error);
 
   if (!ok (r == -err, "%.60s is refused: %s", filename, strerror (err)))
     printf ("#   %d %s\n", r, error.message);
@@ -449,18 +449,18 @@ static void
 what_the_operator_names (void)
 {
   struct qcow2_error error = { "" };
-  int fd = named_file_open_operator ("images/to-elsewhere", &error);
+  int fd = named_file_open_operator ("images/to-elsewhere", false, &error);
 
   ok (fd >= 0, "the operator's word is enough for any file");
   ok (fcntl (fd, F_GETFD) == FD_CLOEXEC &&
       (fcntl (fd, F_GETFL) & (O_ACCMODE | O_NONBLOCK)) == O_RDONLY,
       "... which is opened read-only and close-on-exec");
   close (fd);
-  fd = named_file_open_operator ("images/fifo", &error);
+  fd = named_file_open_operator ("images/fifo", false, &error);
   ok (fd >= 0, "a FIFO is not waited for");
   close (fd);
-  is_int (named_file_open_operator ("images/a\tnowhere", &error), -ENOENT,
-          "a file that is not there is an error");
+  is_int (named_file_open_operator ("images/a\tnowhere", false, &error),
+          -ENOENT, "a file that is not there is an error");
   is_str (error.message, "images/a\\x09nowhere: No such file or directory",
           "... with a message");
 }
@@ -479,13 +479,14 @@ without_proc_in_child (void)
     return 1;
   if (chdir ("/") == -1)
     return 2;
-  fd = named_file_open_operator ("/images/top", NULL);
+  fd = named_file_open_operator ("/images/top", false, NULL);
   if (fd < 0)
     return 3;
   if (named_file_rule_new (fd, &all, 1, false, &rule, NULL) != 0)
     return 4;
   close (fd);
-  fd = named_file_open (rule, NAMED_FILE_BACKING, "/images/base", &error);
+  fd = named_file_open (rule, NAMED_FILE_BACKING, "/images/base", false,
+                        &error);
   named_file_rule_free (rule);
   if (fd != -EACCES)
     return 5;

@@ -266,7 +266,7 @@ holes_of_files (void)
   bool hole;
 
   must (pwrite (fd, "data", 4, at) == 4, "pwrite");
-  is_int (qcow2_io_file_new (fd, "sparse", false, &s, NULL), 0,
+  is_int (qcow2_io_file_new (fd, "sparse", 0, &s, NULL), 0,
           "a sparse file of %" PRIu64 " bytes is opened", size);
   is_int (qcow2_storage_size (s), size, "... its size is right");
   ok (walk (s, 0, size, at, 4) >= 4 << 20,
@@ -294,12 +294,12 @@ holes_of_files (void)
   fd = make_file ("full", 0);
   for (int i = 0; i < 300; ++i)
     must (write (fd, dir, sizeof dir) == sizeof dir, "write");
-  must (qcow2_io_file_new (fd, "full", false, &s, NULL) == 0, "new");
+  must (qcow2_io_file_new (fd, "full", 0, &s, NULL) == 0, "new");
   is_int (walk (s, 0, 300 * sizeof dir, 0, 300 * sizeof dir), 0,
           "a file full of data has no hole");
   qcow2_storage_close (s);
 
-  must (qcow2_io_file_new (make_file ("empty", 0), "empty", false, &s,
+  must (qcow2_io_file_new (make_file ("empty", 0), "empty", 0, &s,
                            NULL) == 0, "new");
   is_int (qcow2_storage_hole (s, 0, &hole, &length_bytes), 0,
           "an empty file can be asked about");
@@ -316,7 +316,7 @@ reads_of_files (void)
   char buf[8];
 
   must (pwrite (fd, "far away", 8, far) == 8, "pwrite");
-  must (qcow2_io_file_new (fd, "far", false, &s, NULL) == 0, "new");
+  must (qcow2_io_file_new (fd, "far", 0, &s, NULL) == 0, "new");
   is_int (qcow2_storage_read_meta (s, buf, 8, far), 0,
           "a file is read past 8 TiB");
   ok (memcmp (buf, "far away", 8) == 0, "... and the content is right");
@@ -366,7 +366,8 @@ wrong_descriptors (void)
                    wrong[i].flags | O_CLOEXEC);
 
     must (fd != -1, "open");
-    is_int (qcow2_io_file_new (fd, "NAME", true, &s, &error), -EINVAL,
+    is_int (qcow2_io_file_new (fd, "NAME", QCOW2_IO_FILE_LOCK, &s, &error),
+            -EINVAL,
             "refused: %s", wrong[i].text);
     ok (strstr (error.message, wrong[i].text) != NULL, "... so it says");
     ok (fcntl (fd, F_GETFD) == -1 && !s, "... and closes the descriptor");
@@ -412,7 +413,7 @@ block_devices (void)
 
   must (pwrite (file, "device", 6, 512) == 6, "pwrite");
   loop = make_loop_device (file);
-  is_int (qcow2_io_file_new (loop, "loop", true, &s, NULL), 0,
+  is_int (qcow2_io_file_new (loop, "loop", QCOW2_IO_FILE_LOCK, &s, NULL), 0,
           "a block device is opened");
   is_int (qcow2_storage_size (s), 1 << 20, "... its size is right");
   is_int (qcow2_storage_read_meta (s, buf, 7, 511), 0, "... it is read");

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The allocator of host clusters.
+ *
+ * It only proposes clusters; refcounts_claim decides, so no two threads
+ * ever get the same one, whatever the allocator believes.
+ */
+
+#ifndef QCOW2_ALLOC_H
+#define QCOW2_ALLOC_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "refcount.h"
+#include "retire.h"
+#include "turn.h"
+
+struct committer;
+struct header_writer;
+
+struct cluster_range {
+  uint64_t first;
+  uint64_t nr;
+};
+
+#define MAX_HOLES 1024
+
+struct allocator {
+  struct refcounts *rc;
+  struct layer *layer;
+  struct turn *turn;
+  struct header_writer *header;
+  struct retire *retire;
+  struct committer *committer;  /* to be told of failed flushes */
+
+  /* From here on no cluster ever held anything, and all of it reads as
+   * zeros: the end of the file when it was opened.  UINT64_MAX where
+   * nothing is known, as on a device.
+   */
+  uint64_t fresh_from;
+  uint64_t end;                 /* there are no clusters from here on */
+  _Atomic bool full;            /* the storage refused to grow: look for
+                                   room within it first */
+
+  pthread_mutex_t lock;         /* for what follows */
+  uint64_t append;              /* the next cluster at the end */
+  uint64_t scan;                /* where to look for holes next */
+  struct cluster_range holes[MAX_HOLES];
+  unsigned nr_holes;
+  uint64_t hole_clusters;       /* in HOLES */
+};
+
+extern int allocator_init (struct allocator *a, struct refcounts *rc,
+                           struct turn *turn, struct header_writer *header,
+                           struct retire *retire);
+extern void allocator_destroy (struct allocator *a);
+
+/* Allocate up to NR adjacent clusters, at least one: their refcounts are
+ * 1 in memory.  *FRESH: they read as zeros in the file.  -ENOSPC if
+ * there are none.  May write refcount structures, and wait for the turn;
+ * no lock may be held.
+ */
+extern int alloc_clusters (struct allocator *a, uint64_t nr,
+                           uint64_t *first, uint64_t *got, bool *fresh);
+
+/* NR clusters from FIRST on are free now (refcount 0). */
+extern void alloc_note_free (struct allocator *a, uint64_t first,
+                             uint64_t nr);
+
+/* The storage has no room for clusters at its end. */
+extern void alloc_note_full (struct allocator *a);
+
+/* Make sure that there is a refcount block for CLUSTER, and for some
+ * more after it.  Takes the turn.
+ */
+extern int refcount_grow (struct allocator *a, uint64_t cluster);
+
+#endif /* QCOW2_ALLOC_H */

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The commit: making what is in memory durable, in an order that is
+ * right after a power failure at any moment.  See README.md.
+ */
+
+#ifndef QCOW2_COMMIT_H
+#define QCOW2_COMMIT_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "epoch.h"
+#include "l1-write.h"
+#include "refcount.h"
+#include "retire.h"
+#include "turn.h"
+
+struct committer {
+  struct layer *layer;
+  struct slice_cache *slices;   /* of L2 tables */
+  struct refcounts *rc;
+  struct l1_writer *l1;
+  struct retire *retire;
+  struct epoch *epoch;
+  struct turn *turn;
+
+  pthread_mutex_t lock;
+  pthread_cond_t ended;
+  bool running;
+  uint64_t started;             /* commits, the running one included */
+  uint64_t completed;
+  int results[2];               /* of the last two, by number */
+  _Atomic int failed;           /* negative errno: nothing is written
+                                   any more */
+};
+
+extern void committer_init (struct committer *c);
+extern void committer_destroy (struct committer *c);
+
+/* Make everything durable that was done before this call.  Callers that
+ * arrive while a commit runs share the next one.  No lock may be held;
+ * claims and epochs may be, since a commit waits for neither.
+ */
+extern int commit (struct committer *c);
+
+/* A flush or durable write failed: from now on nothing is written, and
+ * commits fail with this errno.
+ */
+extern void committer_fail (struct committer *c, int err);
+
+/* Is all metadata on disk, with no commit running?  What was looked up
+ * before this call is then durable; what is looked up after it need not
+ * be.
+ */
+extern bool committer_is_clean (struct committer *c);
+
+/* 0, or why nothing is written any more. */
+extern int committer_state (struct committer *c);
+
+#endif /* QCOW2_COMMIT_H */

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Writing the L1 table.
+ *
+ * A sector of the table is written from the durable copy with the sealed
+ * changes put in, never from live memory: an entry next to them may
+ * already name a table that is not durable.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "l1-write.h"
+
+#define ENTRIES_PER_SECTOR 64
+
+int
+l1_writer_init (struct l1_writer *w, struct layer *l)
+{
+  uint32_t nr = l->l1.nr_entries, i;
+
+  memset (w, 0, sizeof *w);
+  w->layer = l;
+  w->durable = malloc (nr * sizeof *w->durable + 1);
+  if (!w->durable)
+    return -ENOMEM;
+  for (i = 0; i < nr; ++i)
+    w->durable[i] = htobe64 (l->l1.entries[i]);
+  pthread_mutex_init (&w->lock, NULL);
+  return 0;
+}
+
+void
+l1_writer_destroy (struct l1_writer *w)
+{
+  if (!w->durable)
+    return;
+  free (w->durable);
+  free (w->changed.items);
+  pthread_mutex_destroy (&w->lock);
+}
+
+static int
+add (struct l1_changes *list, uint32_t index)
+{
+  if (list->nr == list->room) {
+    size_t room = list->room ? list->room * 2 : 16;
+    struct l1_change *items = realloc (list->items, room * sizeof *items);
+
+    if (!items)
+      return -ENOMEM;
+    list->items = items;
+    list->room = room;
+  }
+  list->items[list->nr++].index = index;
+  return 0;
+}
+
+int
+l1_set (struct l1_writer *w, uint32_t index, uint64_t value)
+{
+  int r;
+
+  pthread_mutex_lock (&w->lock);
+  r = add (&w->changed, index);
+  if (r == 0)
+    w->layer->l1.entries[index] = value;
+  pthread_mutex_unlock (&w->lock);
+  return r;
+}
+
+bool
+l1_is_clean (struct l1_writer *w)
+{
+  bool clean;
+
+  pthread_mutex_lock (&w->lock);
+  clean = w->changed.nr == 0;
+  pthread_mutex_unlock (&w->lock);
+  return clean;
+}
+
+static int
+compare (const void *a, const void *b)
+{
+  const struct l1_change *x = a, *y = b;
+
+  return x->index < y->index ? -1 : x->index > y->index;
+}
+
+void
+l1_seal (struct l1_writer *w, struct l1_changes *sealed)
+{
+  size_t i;
+
+  pthread_mutex_lock (&w->lock);
+  *sealed = w->changed;
+  memset (&w->changed, 0, sizeof w->changed);
+  for (i = 0; i < sealed->nr; ++i)
+    sealed->items[i].value = w->layer->l1.entries[sealed->items[i].index];
+  pthread_mutex_unlock (&w->lock);
+  if (sealed->nr > 1)
+    qsort (sealed->items, sealed->nr, sizeof *sealed->items, compare);
+}
+
+/* Write the sector of the first of NR changes; returns in *DONE how many
+ * of them are in it.
+ */
+static int
+write_sector (struct l1_writer *w, const struct l1_change *changes,
+              size_t nr, size_t *done)
+{
+  uint64_t words[ENTRIES_PER_SECTOR];
+  uint32_t first = changes[0].index & ~(uint32_t) (ENTRIES_PER_SECTOR - 1);
+  uint32_t count = w->layer->l1.nr_entries - first;
+  size_t i;
+
+  if (count > ENTRIES_PER_SECTOR)
+    count = ENTRIES_PER_SECTOR;
+  memcpy (words, w->durable + first, count * sizeof *words);
+  for (i = 0; i < nr && changes[i].index - first < count; ++i)
+    words[changes[i].index - first] = htobe64 (changes[i].value);
+  *done = i;
+  return qcow2_storage_write (w->layer->file, words, count * sizeof *words,
+                              w->layer->header.l1_offset +
+                              first * sizeof *words, false);
+}
+
+int
+l1_write (struct l1_writer *w, struct l1_changes *sealed)
+{
+  size_t i = 0, done;
+  int r;
+
+  while (i < sealed->nr) {
+    r = write_sector (w, sealed->items + i, sealed->nr - i, &done);
+    if (r < 0)
+      return r;
+    i += done;
+  }
+  return 0;
+}
+
+void
+l1_unseal (struct l1_writer *w, struct l1_changes *sealed, bool written)
+{
+  size_t i;
+
+  for (i = 0; written && i < sealed->nr; ++i)
+    w->durable[sealed->items[i].index] = htobe64 (sealed->items[i].value);
+
+  if (!written && sealed->nr > 0) {
+    struct l1_changes newer;
+
+    pthread_mutex_lock (&w->lock);
+    newer = w->changed;
+    w->changed = *sealed;
+    for (i = 0; i < newer.nr; ++i)
+      add (&w->changed, newer.items[i].index);
+    pthread_mutex_unlock (&w->lock);
+    *sealed = newer;
+  }
+  free (sealed->items);
+  memset (sealed, 0, sizeof *sealed);
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Changing the active L1 table: in memory at once, on disk by a commit. */
+
+#ifndef QCOW2_L1_WRITE_H
+#define QCOW2_L1_WRITE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "layer.h"
+
+struct l1_change {
+  uint32_t index;
+  uint64_t value;
+};
+
+struct l1_changes {
+  struct l1_change *items;
+  size_t nr, room;
+};
+
+struct l1_writer {
+  struct layer *layer;
+  uint64_t *durable;            /* the table as on disk, big-endian */
+  pthread_mutex_t lock;
+  struct l1_changes changed;    /* under the lock; values are not used */
+};
+
+extern int l1_writer_init (struct l1_writer *w, struct layer *l);
+extern void l1_writer_destroy (struct l1_writer *w);
+
+/* Set an entry of the live table.  The table that it names was written.
+ * -ENOMEM, and nothing was changed.
+ */
+extern int l1_set (struct l1_writer *w, uint32_t index, uint64_t value);
+
+/* Are there no changes to be written? */
+extern bool l1_is_clean (struct l1_writer *w);
+
+/* For the committer: take the changes with the values of now; write
+ * them; say how it went (!WRITTEN: they are to be written again).
+ */
+extern void l1_seal (struct l1_writer *w, struct l1_changes *sealed);
+extern int l1_write (struct l1_writer *w, struct l1_changes *sealed);
+extern void l1_unseal (struct l1_writer *w, struct l1_changes *sealed,
+                       bool written);
+
+#endif /* QCOW2_L1_WRITE_H */

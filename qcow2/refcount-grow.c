@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Growing the refcount structures.
+ *
+ * New refcount blocks, and a larger table where the old one is full, are
+ * laid down together in an area at the first cluster that they cover:
+ *
+ *     | block | block | ... | table ... |
+ *     ^ first cluster without a refcount
+ *
+ * All clusters of the area have their refcounts within the area itself,
+ * so nothing else has to be durable for it.  The order is
+ *
+ *     write the area -> flush -> switch
+ *
+ * where to switch is to write the table's entries, or the header if the
+ * table moves.  Table entries need no flush of their own: the first one
+ * of any commit that relies on them comes later.  It is done ahead of
+ * need and for several blocks at once, so that commits seldom pay for
+ * the flush here.
+ */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "alloc.h"
+#include "commit.h"
+#include "format.h"
+#include "header-write.h"
+
+#define MIN_AHEAD_BYTES (UINT64_C (4) << 20)
+#define AHEAD_PART 64
+#define MAX_AREA_BYTES (UINT64_C (4) << 20)
+#define ENTRIES_PER_SECTOR 64
+
+struct growth {
+  struct allocator *a;
+  uint64_t first_entry;         /* in the table */
+  uint64_t nr_blocks;
+  uint64_t table_clusters;      /* of a new table, or 0 */
+};
+
+static uint64_t
+cluster_bytes (const struct allocator *a)
+{
+  return UINT64_C (1) << a->rc->cluster_bits;
+}
+
+static uint64_t
+area_first_cluster (const struct growth *g)
+{
+  return g->first_entry << g->a->rc->block_bits;
+}
+
+/* Until where blocks are wanted, as a cluster. */
+static uint64_t
+target_cluster (const struct allocator *a, uint64_t cluster)
+{
+  uint64_t ahead_bytes = (cluster << a->rc->cluster_bits) / AHEAD_PART;
+  uint64_t target;
+
+  if (ahead_bytes < MIN_AHEAD_BYTES)
+    ahead_bytes = MIN_AHEAD_BYTES;
+  target = cluster + (ahead_bytes >> a->rc->cluster_bits);
+  return target < a->end ? target : a->end - 1;
+}
+
+/* As many entries in a row as are wanted and not there.  They lie in one
+ * sector, so that all of them become valid at once: the blocks'
+ * refcounts are in the first ones.
+ */
+static uint64_t
+count_missing (const struct allocator *a, uint64_t first_entry,
+               uint64_t cluster)
+{
+  const struct refcount_table *table = atomic_load (&a->rc->table);
+  uint64_t last = target_cluster (a, cluster) >> a->rc->block_bits;
+  uint64_t max = MAX_AREA_BYTES >> a->rc->cluster_bits;
+  uint64_t nr = 1;
+
+  if (max == 0)
+    max = 1;
+  if (max > ENTRIES_PER_SECTOR - first_entry % ENTRIES_PER_SECTOR)
+    max = ENTRIES_PER_SECTOR - first_entry % ENTRIES_PER_SECTOR;
+  while (nr < max && first_entry + nr <= last &&
+         (first_entry + nr >= table->nr_entries ||
+          table->entries[first_entry + nr] == 0))
+    nr++;
+  return nr;
+}
+
+/* A new table at least doubles; the area's blocks have to cover it. */
+static int
+plan_table (struct growth *g)
+{
+  const struct allocator *a = g->a;
+  const struct refcount_table *table = atomic_load (&a->rc->table);
+  uint64_t needed, max = MAX_REFCOUNT_TABLE_BYTES / 8;
+
+  if (g->first_entry + g->nr_blocks <= table->nr_entries)
+    return 0;
+  for (;;) {
+    needed = g->first_entry + g->nr_blocks;
+    if (needed > max)
+      return -EFBIG;
+    if (needed < 2 * table->nr_entries)
+      needed = 2 * table->nr_entries < max ? 2 * table->nr_entries : max;
+    g->table_clusters = (needed * 8 + cluster_bytes (a) - 1) >>
+      a->rc->cluster_bits;
+    if (g->nr_blocks + g->table_clusters <=
+        g->nr_blocks << a->rc->block_bits)
+      return 0;
+    g->nr_blocks++;
+  }
+}
+
+static int
+plan (struct growth *g, uint64_t cluster)
+{
+  const struct allocator *a = g->a;
+  uint64_t end;
+  int r;
+
+  g->first_entry = cluster >> a->rc->block_bits;
+  g->nr_blocks = count_missing (a, g->first_entry, cluster);
+  g->table_clusters = 0;
+  r = plan_table (g);
+  if (r < 0)
+    return r;
+  end = area_first_cluster (g) + g->nr_blocks + g->table_clusters;
+  return end <= a->end ? 0 : -ENOSPC;
+}
+
+/* Blocks whose first entries are the area's own refcounts, then the new
+ * table.
+ */
+static void
+fill_area (const struct growth *g, uint64_t *area)
+{
+  const struct refcounts *rc = g->a->rc;
+  const struct refcount_table *old = atomic_load (&rc->table);
+  uint64_t words = cluster_bytes (g->a) / 8;
+  uint64_t *table = area + g->nr_blocks * words;
+  uint64_t i;
+
+  for (i = 0; i < g->nr_blocks + g->table_clusters; ++i)
+    refcounts_encode (rc, area + (i >> rc->block_bits) * words,
+                      i & ((UINT64_C (1) << rc->block_bits) - 1), 1);
+  if (g->table_clusters == 0)
+    return;
+  for (i = 0; i < old->nr_entries; ++i)
+    table[i] = htobe64 (old->entries[i]);
+  for (i = 0; i < g->nr_blocks; ++i)
+    table[g->first_entry + i] =
+      htobe64 ((area_first_cluster (g) + i) << rc->cluster_bits);
+}
+
+/* Write the sector of the table that holds the new entries. */
+static int
+write_entries (const struct growth *g)
+{
+  const struct refcounts *rc = g->a->rc;
+  const struct refcount_table *table = atomic_load (&rc->table);
+  uint64_t first = g->first_entry / ENTRIES_PER_SECTOR * ENTRIES_PER_SECTOR;
+  uint64_t words[ENTRIES_PER_SECTOR];
+  uint64_t i;
+
+  for (i = 0; i < ENTRIES_PER_SECTOR; ++i) {
+    uint64_t block = first + i - g->first_entry;
+
+    words[i] = htobe64 (block < g->nr_blocks ?
+                        (area_first_cluster (g) + block) <<
+                        rc->cluster_bits : table->entries[first + i]);
+  }
+  return qcow2_storage_write (g->a->layer->file, words, sizeof words,
+                              table->host_offset + first * 8, false);
+}
+
+static void
+publish_entries (const struct growth *g, struct refcount_table *table)
+{
+  uint64_t i;
+
+  for (i = 0; i < g->nr_blocks; ++i)
+    table->entries[g->first_entry + i] =
+      (area_first_cluster (g) + i) << g->a->rc->cluster_bits;
+}
+
+/* The header names the new table; the old one is free then. */
+static int
+switch_table (const struct growth *g)
+{
+  struct refcounts *rc = g->a->rc;
+  struct refcount_table *old = atomic_load (&rc->table), *table;
+  uint64_t nr = g->table_clusters * cluster_bytes (g->a) / 8, i;
+  uint64_t offset = (area_first_cluster (g) + g->nr_blocks) <<
+    rc->cluster_bits;
+  int r;
+
+  table = calloc (1, sizeof *table + nr * 8);
+  if (!table)
+    return -ENOMEM;
+  table->host_offset = offset;
+  table->nr_entries = nr;
+  table->older = old;
+  for (i = 0; i < old->nr_entries; ++i)
+    table->entries[i] = old->entries[i];
+  publish_entries (g, table);
+
+  r = header_writer_set_refcount_table (g->a->header, offset,
+                                        (uint32_t) g->table_clusters);
+  if (r < 0) {
+    /* The header may name either table now. */
+    committer_fail (g->a->committer, r);
+    free (table);
+    return r;
+  }
+  atomic_store (&rc->table, table);
+  retire_now (g->a->retire, old->host_offset >> rc->cluster_bits,
+              old->nr_entries * 8 >> rc->cluster_bits);
+  return 0;
+}
+
+static int
+write_growth (const struct growth *g)
+{
+  const struct allocator *a = g->a;
+  uint64_t bytes = (g->nr_blocks + g->table_clusters) * cluster_bytes (a);
+  uint64_t *area = calloc (1, bytes);
+  int r;
+
+  if (!area)
+    return -ENOMEM;
+  fill_area (g, area);
+  r = qcow2_storage_write (a->layer->file, area, bytes,
+                           area_first_cluster (g) << a->rc->cluster_bits,
+                           false);
+  free (area);
+  if (r < 0)
+    return r;
+  r = qcow2_storage_flush (a->layer->file);
+  if (r < 0) {
+    committer_fail (a->committer, r);
+    return r;
+  }
+
+  if (g->table_clusters > 0)
+    return switch_table (g);
+  r = write_entries (g);
+  if (r == 0)
+    publish_entries (g, atomic_load (&a->rc->table));
+  return r;
+}
+
+int
+refcount_grow (struct allocator *a, uint64_t cluster)
+{
+  struct growth g = { .a = a };
+  int r = 0;
+
+  turn_take (a->turn);
+  if (!refcounts_cover (a->rc, cluster)) {
+    r = plan (&g, cluster);
+    if (r == 0)
+      r = write_growth (&g);
+    if (r < 0)
+      log_message (&a->layer->log, QCOW2_LOG_ERROR,
+                   "%s: can't grow the refcount structures: %s",
+                   a->layer->filename, strerror (-r));
+  }
+  turn_give (a->turn);
+  return r;
+}

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Requests that change an image.
+ *
+ * Each runs within its epoch, which it leaves before it waits for a
+ * commit: retiring waits for epochs.
+ */
+
+#include <errno.h>
+
+#include "image.h"
+#include "write.h"
+#include "writer.h"
+#include "zero.h"
+
+struct request {
+  const void *buf;              /* NULL: a zero or trim */
+  enum zero_mode mode;
+  uint64_t count;
+  uint64_t offset;
+  bool fua;
+};
+
+static struct writer *
+writer_of (const struct qcow2_view *view)
+{
+  return view->snapshot == QCOW2_ACTIVE ? view->image->writer : NULL;
+}
+
+bool
+qcow2_view_can_write (const struct qcow2_view *view)
+{
+  return writer_of (view) != NULL;
+}
+
+/* *DURABLE: all that was done is durable, if the request wants that.
+ *
+ * A write in place relies on the mapping alone: if that is durable, so is
+ * the write once its own bytes are.  Whether the mapping is can be said
+ * only after it was looked up: another request may have linked the
+ * cluster a moment before.  Asking before, too, avoids durable writes
+ * that a commit would follow anyway.
+ */
+static int
+run_once (struct writer *w, const struct request *req, bool *durable)
+{
+  struct epoch_ticket ticket = epoch_enter (&w->image->epoch);
+  bool direct = req->fua && req->buf && committer_is_clean (&w->committer);
+  bool in_place = true;
+  int r;
+
+  if (req->buf)
+    r = write_guest (w, ticket, req->buf, req->count, req->offset, direct,
+                     &in_place);
+  else
+    r = zero_guest (w, ticket, req->mode, req->count, req->offset, &in_place);
+  epoch_leave (ticket);
+  *durable = direct && in_place && committer_is_clean (&w->committer);
+  return r;
+}
+
+static int
+run (const struct qcow2_view *view, const struct request *req)
+{
+  struct writer *w = writer_of (view);
+  bool durable;
+  int r;
+
+  if (!w)
+    return -EROFS;
+  if (req->count == 0)
+    return 0;
+  r = writer_begin_change (w);
+  if (r < 0)
+    return r;
+  r = run_once (w, req, &durable);
+  if (r == -ENOSPC) {
+    alloc_note_full (&w->alloc);
+    if (retire_is_empty (&w->retire) || worker_reclaim (w) == 0)
+      r = run_once (w, req, &durable);
+  }
+  if (r == 0 && req->fua && !durable)
+    r = commit (&w->committer);
+  return r;
+}
+
+int
+qcow2_pwrite (struct qcow2_view *view, const void *buf, size_t count,
+              uint64_t offset, bool fua)
+{
+  const struct request req = {
+    .buf = buf, .count = count, .offset = offset, .fua = fua,
+  };
+
+  return run (view, &req);
+}
+
+int
+qcow2_trim (struct qcow2_view *view, uint64_t count, uint64_t offset,
+            bool fua)
+{
+  const struct request req = {
+    .mode = ZERO_TRIM, .count = count, .offset = offset, .fua = fua,
+  };
+
+  return run (view, &req);
+}
+
+int
+qcow2_zero (struct qcow2_view *view, uint64_t count, uint64_t offset,
+            bool may_trim, bool fast, bool fua)
+{
+  const struct request req = {
+    .mode = may_trim ? ZERO_UNMAP : ZERO_KEEP,
+    .count = count, .offset = offset, .fua = fua,
+  };
+
+  if (fast && writer_of (view) &&
+      !zero_is_fast (writer_of (view), req.mode, count, offset))
+    return -EOPNOTSUPP;
+  return run (view, &req);
+}
+
+int
+qcow2_flush (struct qcow2_view *view)
+{
+  struct writer *w = writer_of (view);
+
+  return w ? commit (&w->committer) : 0;
+}

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* The background worker of a writable image: one thread that commits
+ * what nobody flushes, and frees what commits have unlinked.
+ *
+ * It is started by the first change, so that an image that is only read
+ * has no thread, and none is there before the server has forked.
+ */
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+
+#include "writer.h"
+
+/* How long a change may wait for its commit. */
+#define INTERVAL_SECONDS 4
+
+/*----- Freeing -----*/
+
+static void
+before_free (void *opaque, uint64_t first, uint64_t nr)
+{
+  struct writer *w = opaque;
+  unsigned bits = w->top->header.cluster_bits;
+
+  slice_cache_drop (w->top->slices, first << bits, (first + nr) << bits);
+  if (w->discard)
+    qcow2_storage_discard (w->top->file, first << bits, nr << bits);
+}
+
+static void
+after_free (void *opaque, uint64_t first, uint64_t nr)
+{
+  struct writer *w = opaque;
+
+  alloc_note_free (&w->alloc, first, nr);
+}
+
+static int
+free_durable (struct writer *w)
+{
+  const struct refcount_observer observer = { before_free, after_free, w };
+  struct retire_list list;
+  size_t i;
+  int r = 0, r2;
+
+  if (!retire_take (&w->retire, &list))
+    return 0;
+  epoch_synchronize (&w->image->epoch);
+  for (i = 0; i < list.nr; ++i) {
+    r2 = refcounts_lower (w->rc, list.items[i].first, list.items[i].nr,
+                          &observer);
+    if (r2 < 0)
+      r = r2;
+  }
+  retire_done (&w->retire, &list);
+  return r;
+}
+
+int
+worker_round (struct writer *w)
+{
+  int r = 0;
+
+  /* A commit may have come between a change and what it unlinked. */
+  if (!committer_is_clean (&w->committer) ||
+      retire_has_unlinked (&w->retire))
+    r = commit (&w->committer);
+  return r < 0 ? r : free_durable (w);
+}
+
+/*----- The thread -----*/
+
+static void
+wait_for_work (struct writer *w)
+{
+  struct timespec until;
+
+  clock_gettime (CLOCK_REALTIME, &until);
+  until.tv_sec += INTERVAL_SECONDS;
+  while (!w->stop && !w->hurry)
+    if (pthread_cond_timedwait (&w->worker_wake, &w->worker_lock,
+                                &until) == ETIMEDOUT)
+      break;
+  w->hurry = false;
+}
+
+static void *
+worker (void *opaque)
+{
+  struct writer *w = opaque;
+
+  pthread_mutex_lock (&w->worker_lock);
+  while (!w->stop) {
+    wait_for_work (w);
+    w->rounds_started++;
+    pthread_mutex_unlock (&w->worker_lock);
+    worker_round (w);
+    pthread_mutex_lock (&w->worker_lock);
+    w->rounds_ended = w->rounds_started;
+    pthread_cond_broadcast (&w->round_ended);
+  }
+  pthread_mutex_unlock (&w->worker_lock);
+  return NULL;
+}
+
+/* Signals are for the server's own threads. */
+static int
+create_thread (struct writer *w)
+{
+  sigset_t all, old;
+  int err;
+
+  sigfillset (&all);
+  pthread_sigmask (SIG_SETMASK, &all, &old);
+  err = pthread_create (&w->thread, NULL, worker, w);
+  pthread_sigmask (SIG_SETMASK, &old, NULL);
+  return -err;
+}
+
+int
+worker_start (struct writer *w)
+{
+  int r = 0;
+
+  pthread_mutex_lock (&w->worker_lock);
+  if (!w->has_thread && !w->stop) {
+    r = create_thread (w);
+    w->has_thread = r == 0;
+  }
+  pthread_mutex_unlock (&w->worker_lock);
+  return r;
+}
+
+void
+worker_stop (struct writer *w)
+{
+  bool has_thread;
+
+  pthread_mutex_lock (&w->worker_lock);
+  w->stop = true;
+  has_thread = w->has_thread;
+  w->has_thread = false;
+  pthread_cond_signal (&w->worker_wake);
+  pthread_mutex_unlock (&w->worker_lock);
+  if (has_thread)
+    pthread_join (w->thread, NULL);
+}
+
+void
+worker_hurry (struct writer *w)
+{
+  pthread_mutex_lock (&w->worker_lock);
+  w->hurry = true;
+  pthread_cond_signal (&w->worker_wake);
+  pthread_mutex_unlock (&w->worker_lock);
+}
+
+/* A round that begins after now takes all that was unlinked before. */
+int
+worker_reclaim (struct writer *w)
+{
+  uint64_t mine;
+
+  pthread_mutex_lock (&w->worker_lock);
+  mine = w->rounds_started + 1;
+  w->hurry = true;
+  pthread_cond_signal (&w->worker_wake);
+  while (w->rounds_ended < mine && w->has_thread)
+    pthread_cond_wait (&w->round_ended, &w->worker_lock);
+  pthread_mutex_unlock (&w->worker_lock);
+  return committer_state (&w->committer);
+}

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* What a writable image has beyond a read-only one. */
+
+#ifndef QCOW2_WRITER_H
+#define QCOW2_WRITER_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "alloc.h"
+#include "commit.h"
+#include "image.h"
+#include "inflight.h"
+#include "l1-write.h"
+#include "qcow2.h"
+
+struct writer {
+  struct qcow2 *image;
+  struct layer *top;
+  bool discard;                 /* give freed space back to the host */
+  bool data_file_raw;
+
+  struct turn turn;
+  struct header_writer *header;
+  struct refcounts *rc;
+  struct retire retire;
+  struct allocator alloc;
+  struct l1_writer l1;
+  struct committer committer;
+  struct inflight inflight;
+
+  pthread_mutex_t begin_lock;
+  _Atomic bool begun;           /* the header is ready for changes */
+
+  /* The background worker, see worker.c. */
+  pthread_t thread;
+  bool has_thread;
+  bool finished;                /* by writer_finish */
+  pthread_mutex_t worker_lock;
+  pthread_cond_t worker_wake;
+  pthread_cond_t round_ended;
+  bool stop;
+  bool hurry;                   /* do a round now */
+  uint64_t rounds_started;
+  uint64_t rounds_ended;
+};
+
+/* Prepare to write the top image of IMAGE, which is complete but for its
+ * writer.
+ */
+extern int writer_new (struct qcow2 *image,
+                       const struct qcow2_options *options,
+                       struct qcow2_error *error);
+
+/* Commit and retire until nothing is left, and cut the free tail.  No
+ * request is in progress, and none may come.  W may be NULL.
+ */
+extern int writer_finish (struct writer *w);
+
+/* W may be NULL. */
+extern void writer_free (struct writer *w);
+
+/* To be called by each request that is about to change the image: on
+ * the first call the header says so on disk.  Also refuses when writing
+ * has failed.
+ */
+extern int writer_begin_change (struct writer *w);
+
+/*----- Background (worker.c) -----*/
+
+/* Start the worker, if it does not run yet. */
+extern int worker_start (struct writer *w);
+extern void worker_stop (struct writer *w);
+
+/* Ask for a commit soon. */
+extern void worker_hurry (struct writer *w);
+
+/* Commit, and free what can be freed then: one round of the worker's, or
+ * after it has stopped.
+ */
+extern int worker_round (struct writer *w);
+
+/* Commit, and wait until what was unlinked before is free.  Not within a
+ * request's epoch.
+ */
+extern int worker_reclaim (struct writer *w);
+
+#endif /* QCOW2_WRITER_H */

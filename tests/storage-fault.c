@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* System calls that write, made to fail and counted. */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "storage-fault.h"
+
+struct storage_fault fault;
+struct storage_calls calls;
+
+void
+no_faults (void)
+{
+  memset (&fault, 0, sizeof fault);
+  calls.writes = calls.dsyncs = calls.fdatasyncs = 0;
+  calls.fallocates = calls.discards = calls.parts_of_pages = 0;
+}
+
+static bool
+fails (int err)
+{
+  if (fault.interrupts > 0) {
+    fault.interrupts--;
+    err = EINTR;
+  }
+  if (err)
+    errno = err;
+  return err != 0;
+}
+
+static ssize_t
+write_a_part (int fd, const struct iovec *iov, int iovcnt, off_t offset,
+              int flags)
+{
+  struct iovec part[1024];
+  size_t left = fault.most;
+  int n = 0;
+
+  if (iovcnt > 1024) {
+    errno = EINVAL;
+    return -1;
+  }
+  for (; n < iovcnt && (fault.most == 0 || left > 0); ++n) {
+    part[n] = iov[n];
+    if (fault.most > 0 && part[n].iov_len > left)
+      part[n].iov_len = left;
+    left -= fault.most > 0 ? part[n].iov_len : 0;
+  }
+  return syscall (SYS_pwritev2, fd, part, (long) n, (long) offset, 0L,
+                  (long) flags);
+}
+
+ssize_t
+pwritev2 (int fd, const struct iovec *iov, int iovcnt, off_t offset,
+          int flags)
+{
+  calls.writes++;
+  if (fails (fault.write_errno))
+    return -1;
+  if (fault.write_nothing)
+    return 0;
+  if (flags & RWF_DSYNC) {
+    calls.dsyncs++;
+    if (fails (fault.dsync_errno))
+      return -1;
+  }
+  return write_a_part (fd, iov, iovcnt, offset, flags);
+}
+
+ssize_t
+pwritev (int fd, const struct iovec *iov, int iovcnt, off_t offset)
+{
+  return pwritev2 (fd, iov, iovcnt, offset, 0);
+}
+
+int
+fdatasync (int fd)
+{
+  calls.fdatasyncs++;
+  if (fails (fault.fdatasync_errno))
+    return -1;
+  return (int) syscall (SYS_fdatasync, fd);
+}
+
+int
+fallocate (int fd, int mode, off_t offset, off_t len)
+{
+  calls.fallocates++;
+  calls.parts_of_pages += (offset | len) % sysconf (_SC_PAGESIZE) != 0;
+  if (fails (fault.fallocate_errno))
+    return -1;
+  return (int) syscall (SYS_fallocate, fd, (long) mode, (long) offset,
+                        (long) len);
+}
+
+int
+ioctl (int fd, unsigned long request, ...)
+{
+  va_list args;
+  void *arg;
+
+  va_start (args, request);
+  arg = va_arg (args, void *);
+  va_end (args);
+  if (request == BLKDISCARD) {
+    const uint64_t *range = arg;
+
+    calls.discards++;
+    calls.parts_of_pages += (range[0] | range[1]) %
+      (uint64_t) sysconf (_SC_PAGESIZE) != 0;
+  }
+  return (int) syscall (SYS_ioctl, fd, request, arg);
+}
