@@ -225,8 +225,6 @@ plugin_dump_plugin (void)
   const char *key, *value;
   size_t pos = 0;
 
-  printf ("qcow2_features=read,write,snapshots,backing,zlib,data-file,"
-          "extended-l2\n");
   while (qcow2_build_info (&pos, &key, &value))
     printf ("%s=%s\n", key, value);
 }
@@ -502,13 +500,29 @@ plugin_extents (void *handle, uint32_t count, uint64_t offset,
   return result (qcow2_extents (h->view, count, offset, add_extent, &req));
 }
 
+/* --help prints it: what this is and what is in it. */
+static char description[1024] = "Serve qcow2 disk images.";
+
+static void __attribute__ ((__constructor__))
+describe_build (void)
+{
+  const char *key, *value;
+  size_t pos = 0, len = strlen (description);
+
+  len += (size_t) snprintf (description + len, sizeof description - len,
+                            "\nversion=%s", PACKAGE_VERSION);
+  while (qcow2_build_info (&pos, &key, &value) && len < sizeof description)
+    len += (size_t) snprintf (description + len, sizeof description - len,
+                              "\n%s=%s", key, value);
+}
+
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
 static struct nbdkit_plugin plugin = {
   .name               = "qcow2",
   .longname           = "nbdkit qcow2 plugin",
   .version            = PACKAGE_VERSION,
-  .description        = "Serve qcow2 disk images.",
+  .description        = description,
   .load               = plugin_load,
   .unload             = plugin_unload,
   .cleanup            = plugin_cleanup,

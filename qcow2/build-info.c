@@ -5,15 +5,27 @@
 #include "codec.h"
 #include "qcow2.h"
 
+static const char *
+features (void)
+{
+  return codec_find (COMPRESSION_ZSTD) ?
+    "read,write,snapshots,backing,data-file,extended-l2,zlib,zstd" :
+    "read,write,snapshots,backing,data-file,extended-l2,zlib";
+}
+
 bool
 qcow2_build_info (size_t *pos, const char **key, const char **value)
 {
   switch ((*pos)++) {
   case 0:
+    *key = "qcow2_features";
+    *value = features ();
+    return true;
+  case 1:
     *key = "qcow2_inflate";
     *value = codec_inflate_library ();
     return true;
-  case 1:
+  case 2:
     *key = "qcow2_zstd";
     *value = codec_zstd_library ();
     return true;

@@ -71,8 +71,14 @@ wait_for ()
     local name
     run_nbdkit "$plugin" --help
     for name in file= snapshot= backing=none backing-format= data-file= \
-        allow-dir= max-chain= cache-size= compressed-cache-size= lock=; do
+        allow-dir= max-chain= cache-size= compressed-cache-size= lock= \
+        write= discard=; do
         grep -F -- "$name" <<< "$output"
+    done
+    # ... and says what was built, as --dump-plugin does.
+    for name in version= qcow2_features= qcow2_inflate= qcow2_zstd=; do
+        grep "^$name" <<< "$output" | sort > help
+        nbdkit "$plugin" --dump-plugin | grep "^$name" | sort | cmp - help
     done
     [ "$(awk '{ print length }' <<< "$output" | sort -n | tail -1)" -le 80 ]
 }
