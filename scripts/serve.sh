@@ -16,7 +16,13 @@ dir=$(mktemp -d "${TMPDIR:-/tmp}/qcow2-serve.XXXXXX")
 sock=$dir/sock
 trap 'rm -rf "$dir"' EXIT
 
-nbdkit -f -U "$sock" -P "$dir/pid" ./nbdkit-qcow2-plugin.so \
+# Nobody can write unless PARAMS says so.
+case " ${PARAMS:-} " in
+    *" write="*) readonly=() ;;
+    *) readonly=(-r) ;;
+esac
+
+nbdkit -f "${readonly[@]}" -U "$sock" -P "$dir/pid" ./nbdkit-qcow2-plugin.so \
     file="$IMAGE" "${params[@]}" &
 server=$!
 trap 'kill -TERM $server 2> /dev/null || :' INT TERM HUP
@@ -29,11 +35,11 @@ if [ -s "$dir/pid" ]; then
     echo "  nbd+unix:///?socket=$sock"
 fi
 
-# A signal interrupts the first wait, but the server has to end.
+# A signal interrupts the wait, but the server has to end: its own exit
+# status is what counts.
+while kill -0 $server 2> /dev/null; do
+    wait $server || :
+done
 status=0
 wait $server || status=$?
-while kill -0 $server 2> /dev/null; do
-    status=0
-    wait $server || status=$?
-done
 exit $status
