@@ -22,9 +22,12 @@ case " ${PARAMS:-} " in
     *) readonly=(-r) ;;
 esac
 
+# In a process group of its own: Ctrl-C reaches it through the trap alone.
+set -m
 nbdkit -f "${readonly[@]}" -U "$sock" -P "$dir/pid" ./nbdkit-qcow2-plugin.so \
     file="$IMAGE" "${params[@]}" &
 server=$!
+set +m
 trap 'kill -TERM $server 2> /dev/null || :' INT TERM HUP
 
 while [ ! -s "$dir/pid" ] && kill -0 $server 2> /dev/null; do
