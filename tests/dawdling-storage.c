@@ -35,10 +35,16 @@ dawdle (struct qcow2_storage *s)
     seed = atomic_fetch_add (&nr_threads, 1) * 7919 + 1;
   if (random_below (&seed, 1024) >= how->per_1024)
     return;
-  if (random_below (&seed, 2) == 0)
+  switch (random_below (&seed, 64)) {
+  case 0:                       /* others do a lot in the meantime */
+    usleep ((useconds_t) random_below (&seed, 100 * how->max_usec));
+    break;
+  case 1 ... 31:
+    usleep ((useconds_t) random_below (&seed, how->max_usec));
+    break;
+  default:
     sched_yield ();
-  else
-    usleep ((useconds_t) random_below (&seed, how->max_usec + 1));
+  }
 }
 
 static ssize_t

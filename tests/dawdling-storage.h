@@ -18,7 +18,8 @@
 
 struct dawdling {
   unsigned per_1024;            /* how many of 1024 steps pause */
-  unsigned max_usec;            /* for how long at most */
+  unsigned max_usec;            /* for how long at most; a few for a
+                                   hundred times as long */
   bool fixed_size;              /* the image is on a device: it can't grow */
 };
 

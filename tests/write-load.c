@@ -9,8 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "image.h"
 #include "qemu-image.h"
 #include "write-load.h"
+#include "writer.h"
 
 #define KiB UINT64_C (1024)
 #define MAX_DATA_BYTES (2048 * KiB)
@@ -206,6 +208,9 @@ count_extent (void *opaque, enum qcow2_extent type, uint64_t offset,
   return 0;
 }
 
+/* The background worker has its turn every few seconds; here more often,
+ * so that what was unlinked becomes free while requests are in flight.
+ */
 static void
 do_other (struct worker *worker)
 {
@@ -222,6 +227,9 @@ do_other (struct worker *worker)
     r = qcow2_extents (worker->view, range.count, range.offset, count_extent,
                        &end);
     break;
+  case 2:
+    worker_hurry (load->image->writer);
+    return;
   default:
     r = qcow2_flush (worker->view);
   }
