@@ -60,15 +60,15 @@ row_settings ()
       image=chain$overlays.qcow2 goal_qemu=2.0 goal_raw=0.9 ;;
     copy-out) tool=nbdcopy goal_qemu=1.1 goal_raw=0.95 ;;
     zstd-large)
-      image=zstd.qcow2 raw=text.raw read_mib=512 goal_qemu=1.6
+      image=zstd.qcow2 raw=system.raw read_mib=512 goal_qemu=1.6
       ours_extra=(compressed-cache-size=32M) ;;
     zstd-fits)
-      image=zstd.qcow2 raw=text.raw read_mib=24 goal_qemu=3
+      image=zstd.qcow2 raw=system.raw read_mib=24 goal_qemu=3
       ours_extra=(compressed-cache-size=32M) ;;
     copy-out-zstd)
-      tool=nbdcopy image=zstd.qcow2 raw=text.raw goal_qemu=1.4 ;;
+      tool=nbdcopy image=zstd.qcow2 raw=system.raw goal_qemu=1.4 ;;
     copy-out-zlib)
-      tool=nbdcopy image=zlib.qcow2 raw=text.raw goal_qemu=2 ;;
+      tool=nbdcopy image=zlib.qcow2 raw=system.raw goal_qemu=2 ;;
     *) die "unknown row '$1'; the rows are: ${all_rows[*]}" ;;
   esac
 }
@@ -127,11 +127,11 @@ make_image ()
     say "making $f"
     case $f in
       plain.raw) make_plain_raw ;;
-      text.raw) make_text_raw ;;
+      system.raw) make_system_raw ;;
       plain.qcow2) make_image plain.raw; convert plain.raw "$f" ;;
       zlib.qcow2 | zstd.qcow2)
-        make_image text.raw
-        convert text.raw "$f" -c -o "compression_type=${f%.qcow2}"
+        make_image system.raw
+        convert system.raw "$f" -c -o "compression_type=${f%.qcow2}"
         check_compressed "$f" ;;
       chain*.qcow2) make_image plain.raw; make_chain ;;
       *) die "no way to make $f" ;;
@@ -157,31 +157,35 @@ make_plain_raw ()
     truncate -s "${virtual_mib}M" "$new" && mv "$new" "$images/plain.raw"
 }
 
-# One piece of text again and again; its odd length puts it at another place
-# of the cluster each time.
-make_text_raw ()
+# What the disks of guests are full of: programs and libraries, here those of
+# this system, one behind the other and again from the start; the odd length of
+# the whole puts them at other places of a cluster each time.
+make_system_raw ()
 {
-  local new=$images/text.raw.new piece=$images/text.piece size=0
+  local new=$images/system.raw.new piece=$images/system.piece size=0
   local piece_bytes=$(((256 << 20) - 4099))
-  awk -v bytes=$piece_bytes -f "$bench/text.awk" > "$piece" &&
-    truncate -s $piece_bytes "$piece" && : > "$new" || return
+  { find /usr/lib /usr/bin -xdev -type f \( -perm -u+x -o -name '*.so*' \) \
+      -size +16k -print0 | LC_ALL=C sort -z | xargs -0 cat; } 2> /dev/null |
+    head -c $piece_bytes > "$piece"
+  [ -s "$piece" ] && : > "$new" || return
   while [ $size -lt $((area_mib << 20)) ]; do
     cat "$piece" >> "$new" || return
-    size=$((size + piece_bytes))
+    size=$((size + $(stat -c %s "$piece")))
   done
   rm "$piece"
   truncate -s "${area_mib}M" "$new" && truncate -s "${virtual_mib}M" "$new" &&
-    mv "$new" "$images/text.raw"
+    mv "$new" "$images/system.raw"
 }
 
-# check_compressed FILE: fails unless each cluster is compressed.
+# check_compressed FILE: fails unless nearly all clusters are compressed; the
+# few others hold what programs keep compressed already, or nothing but zeros.
 check_compressed ()
 {
   local clusters=$(((area_mib << 20) / cluster_bytes))
   qemu-img check --output=json "$images/$1" |
     jq -e --argjson n $clusters \
-       '."allocated-clusters" == $n and ."compressed-clusters" == $n' \
-       > /dev/null
+       '."allocated-clusters" >= $n * 0.9 and
+        ."compressed-clusters" >= $n * 0.9' > /dev/null
 }
 
 # Each layer is made from a sparse file that holds the layer's part of
