@@ -4,11 +4,10 @@
  *
  * There are two phases, so that those who wait are not held up by
  * requests which begin later: a waiter moves newcomers to the other
- * phase and waits until the old one is empty.  A request may have read
- * the phase just before it changed and count itself in the old one just
- * after that was seen empty; it is then in the phase that the next
- * round waits for.  Two rounds therefore cover every request that was
- * there before the first one.
+ * phase and waits until the old one is empty, twice.  So it sees the
+ * counters of both phases empty once after the change of the mapping;
+ * whichever of them a request counts itself in, it was seen to leave, or
+ * came after and sees the change.
  *
  * A full barrier stands between the increment in epoch_enter and the
  * look-ups of the request, and one between the change of the mapping and

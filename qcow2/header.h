@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "error.h"
+#include "format.h"
 #include "storage.h"
 
 /* A header extension that the engine does not know. */
@@ -76,7 +77,7 @@ extern void header_clear (struct header *h);
 static inline unsigned
 header_l2_entry_bytes (const struct header *h)
 {
-  return h->incompatible_features & (UINT64_C (1) << 4) ? 16 : 8;
+  return h->incompatible_features & INCOMPAT_EXTENDED_L2 ? 16 : 8;
 }
 
 /* How many guest bytes one L1 entry covers, as a power of two. */
