@@ -510,7 +510,7 @@ describe_build (void)
   size_t pos = 0, len = strlen (description);
 
   len += (size_t) snprintf (description + len, sizeof description - len,
-                            "\nversion=%s", PACKAGE_VERSION);
+                            "\nVersion %s, built with:", PACKAGE_VERSION);
   while (qcow2_build_info (&pos, &key, &value) && len < sizeof description)
     len += (size_t) snprintf (description + len, sizeof description - len,
                               "\n%s=%s", key, value);

@@ -76,9 +76,12 @@ wait_for ()
         grep -F -- "$name" <<< "$output"
     done
     # ... and says what was built, as --dump-plugin does.
-    for name in version= qcow2_features= qcow2_inflate= qcow2_zstd=; do
-        grep "^$name" <<< "$output" | sort > help
-        nbdkit "$plugin" --dump-plugin | grep "^$name" | sort | cmp - help
+    nbdkit "$plugin" --dump-plugin > dump
+    grep -Fx "Version $(sed -n 's/^version=//p' dump), built with:" \
+        <<< "$output"
+    for name in qcow2_features= qcow2_inflate= qcow2_zstd=; do
+        grep "^$name" <<< "$output" > help
+        grep "^$name" dump | cmp - help
     done
     [ "$(awk '{ print length }' <<< "$output" | sort -n | tail -1)" -le 80 ]
 }
