@@ -94,6 +94,17 @@ epoch_take_wrote (struct epoch *epoch)
   return wrote;
 }
 
+bool
+epoch_has_written (const struct epoch *epoch)
+{
+  unsigned i;
+
+  for (i = 0; i < EPOCH_STRIPES; ++i)
+    if (atomic_load (&epoch->stripes[i].wrote))
+      return true;
+  return false;
+}
+
 static bool
 is_empty (const struct epoch *epoch, unsigned phase)
 {

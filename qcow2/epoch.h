@@ -51,6 +51,9 @@ epoch_first_ticket (struct epoch *epoch)
 /* Has any request written since the last call? */
 extern bool epoch_take_wrote (struct epoch *epoch);
 
+/* The same, without forgetting it. */
+extern bool epoch_has_written (const struct epoch *epoch);
+
 /* Wait until every request that entered before this call has left.  One
  * thread at a time, and not from within a request.
  */

@@ -64,8 +64,11 @@ worker_round (struct writer *w)
 {
   int r = 0;
 
-  /* A commit may have come between a change and what it unlinked. */
+  /* Writes in place leave all metadata clean, and need a flush.  And a
+   * commit may have come between a change and what it unlinked.
+   */
   if (!committer_is_clean (&w->committer) ||
+      epoch_has_written (&w->image->epoch) ||
       retire_has_unlinked (&w->retire))
     r = commit (&w->committer);
   return r < 0 ? r : free_durable (w);

@@ -153,3 +153,18 @@ write_until_gone ()
         stop_nbdkit
     done
 }
+
+@test "what is written in place and not flushed is flushed in the background" {
+    qemu-img create -q -f qcow2 -o preallocation=metadata disk.qcow2 8M
+    start_nbdkit disk.qcow2 write=on
+    strace -qq -f -e trace=fdatasync -o trace -p "$server_pid" 3>&- &
+    until grep -q "TracerPid:.*[1-9]" "/proc/$server_pid/status"; do
+        sleep 0.05
+    done
+    $PYTHON -c "import nbd, os, sys, time
+h = nbd.NBD(); h.connect_uri(sys.argv[1])
+h.pwrite(b'x' * 65536, 2 << 20); time.sleep(7); os._exit(0)" "$uri"
+    # Before the server ends, which flushes anyway.
+    grep -q fdatasync trace
+    stop_nbdkit
+}
