@@ -18,7 +18,9 @@ virtual_mib=8192
 overlays=8
 
 all_rows=(random-read sequential-read small-cache overlays copy-out
-          zstd-large zstd-fits copy-out-zstd copy-out-zlib)
+          zstd-large zstd-fits copy-out-zstd copy-out-zlib
+          write-in-place write-small-cache write-allocating write-flushing
+          write-extended-l2 write-cow write-after-snapshot copy-in)
 
 images=           # directory of the images
 where=            # tmpfs or disk
@@ -39,7 +41,11 @@ say ()
 # row_settings ROW: sets what is measured, on what, and the goals.
 #   tool       fio or nbdcopy
 #   image raw  files in $images; raw has the content of image
-#   read_mib   reads stay below this offset
+#   read_mib   requests stay below this offset
+#   writes     how many writes make one measurement; 0: as many as fit the time
+#   fresh      how $work.qcow2 and $work.raw are made before each measurement
+#              (see make_fresh), or nothing: the images are used as they are
+#   fsync      a flush after so many writes, 0: none
 #   ours_extra, l2_cache   parameters for our server and for qemu-nbd
 #   goal_qemu, goal_raw    least ratios, or "null"
 row_settings ()
@@ -47,6 +53,7 @@ row_settings ()
   tool=fio rw=randread block=4k depth=16 read_mib=$area_mib
   image=plain.qcow2 raw=plain.raw
   ours_extra=() l2_cache='' goal_qemu=null goal_raw=null
+  writable=no writes=0 fresh='' fsync=0
 
   case $1 in
     random-read) goal_qemu=1.6 goal_raw=0.95 ;;
@@ -69,8 +76,34 @@ row_settings ()
       tool=nbdcopy image=zstd.qcow2 raw=system.raw goal_qemu=1.4 ;;
     copy-out-zlib)
       tool=nbdcopy image=zlib.qcow2 raw=system.raw goal_qemu=2 ;;
+    write-in-place)
+      rw=randwrite writable=yes goal_qemu=2.5 goal_raw=0.95 ;;
+    write-small-cache)
+      l2_cache=$((area_mib * cluster_bytes / 512 / 16))
+      ours_extra=("cache-size=$l2_cache") rw=randwrite writable=yes
+      goal_qemu=1.2 ;;
+    # Few enough writes that most of them find their cluster unallocated.
+    write-allocating)
+      fresh_row empty $virtual_mib 32768 4 0.85 ;;
+    write-flushing)
+      fresh_row empty $virtual_mib 8192 4 0.8
+      fsync=32 ;;
+    write-extended-l2)
+      fresh_row extended $virtual_mib 16384 2.5 0.85 ;;
+    write-cow) fresh_row overlay $area_mib 8192 2.5 null ;;
+    write-after-snapshot) fresh_row snapshot $area_mib 8192 6 null ;;
+    copy-in)
+      fresh_row empty $virtual_mib 0 1.1 0.95
+      tool=nbdcopy ;;
     *) die "unknown row '$1'; the rows are: ${all_rows[*]}" ;;
   esac
+}
+
+# fresh_row KIND MIB WRITES GOAL_QEMU GOAL_RAW
+fresh_row ()
+{
+  rw=randwrite writable=yes fresh=$1 read_mib=$2 writes=$3
+  goal_qemu=$4 goal_raw=$5
 }
 
 # set_up tmpfs|disk: checks the tools, makes $images and $scratch.
@@ -106,7 +139,8 @@ set_up ()
   esac
   local free_kib
   free_kib=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
-  [ "$free_kib" -ge $((9 << 20)) ] || die "needs 9 GiB of free memory"
+  [ "$free_kib" -ge $((11 << 20)) ] || die "needs 11 GiB of free memory"
+  warm_memory
 }
 
 tear_down ()
@@ -188,6 +222,38 @@ check_compressed ()
         ."compressed-clusters" >= $n * 0.9' > /dev/null
 }
 
+# make_fresh SERVER: makes the file that SERVER is to write.
+make_fresh ()
+{
+  [ -n "$fresh" ] || return 0
+  local work=$images/work
+  rm -f "$work.raw" "$work.qcow2"
+  if [ "$1" = raw ]; then
+    case $fresh in
+      empty | extended) truncate -s "${virtual_mib}M" "$work.raw" ;;
+      *) cp --sparse=always "$images/plain.raw" "$work.raw" ;;
+    esac
+  else
+    case $fresh in
+      empty) create "${virtual_mib}M" ;;
+      extended)
+        create -o extended_l2=on,cluster_size=128k "${virtual_mib}M" ;;
+      overlay) create -b plain.qcow2 -F qcow2 ;;
+      snapshot)
+        cp "$images/plain.qcow2" "$work.qcow2" &&
+          qemu-img snapshot -c before "$work.qcow2" ;;
+    esac
+  fi || die "cannot make an image for $1 to write"
+}
+
+# create OPTION...
+create ()
+{
+  local size=()
+  [ "$1" = -b ] || { size=("${@: -1}"); set -- "${@:1:$#-1}"; }
+  qemu-img create -q -f qcow2 "$@" "$images/work.qcow2" "${size[@]}"
+}
+
 # Each layer is made from a sparse file that holds the layer's part of
 # plain.raw, then told its backing file.
 make_chain ()
@@ -227,6 +293,15 @@ keep_images ()
   done
 }
 
+# warm_memory: touches as much memory as the images will take.  A virtual
+# machine gets memory from its host when it first uses it, which costs more than
+# the writes that are to be measured.
+warm_memory ()
+{
+  head -c 10G /dev/zero > /dev/shm/qcow2-bench.warm
+  rm -f /dev/shm/qcow2-bench.warm
+}
+
 # warm_images: reads the row's images into the page cache.
 warm_images ()
 {
@@ -242,12 +317,20 @@ start_server ()
 {
   local socket=$scratch/socket pidfile=$scratch/pid command
   local qemu=(qemu-nbd -e 16 --aio=io_uring --cache=writeback --discard=unmap
-              --persistent -r -k "$socket" --pid-file="$pidfile")
-  local nbdkit=(nbdkit -f -r -U "$socket" -P "$pidfile")
+              --persistent -k "$socket" --pid-file="$pidfile")
+  local nbdkit=(nbdkit -f -U "$socket" -P "$pidfile")
+  local write=()
+  if [ $writable = no ]; then
+    qemu+=(-r) nbdkit+=(-r)
+  else
+    write=(write=on)
+  fi
+  [ -z "$fresh" ] || local image=work.qcow2 raw=work.raw
+  make_fresh "$1"
 
   case $1 in
     ours) command=("${nbdkit[@]}" "$BENCH_PLUGIN" file="$images/$image"
-                   "${ours_extra[@]}") ;;
+                   "${write[@]}" "${ours_extra[@]}") ;;
     raw) command=("${nbdkit[@]}" file "$images/$raw") ;;
     qemu)
       if [ -n "$l2_cache" ]; then
@@ -289,20 +372,24 @@ run_fio ()
   if [ "$rw" = read ]; then
     size=$((read_mib / $1)) step=$size
   fi
+  local length=(--time_based --ramp_time="${ramp_ms}ms" --runtime="$2")
+  [ "$writes" -eq 0 ] || length=(--number_ios=$((writes / $1)))
   timeout $(($2 + 60)) \
     fio --name=row --ioengine=nbd --uri="$uri" --rw="$rw" --bs="$block" \
         --iodepth="$depth" --numjobs="$1" --group_reporting \
         --size="${size}m" --offset_increment="${step}m" --norandommap \
-        --time_based --ramp_time="${ramp_ms}ms" --runtime="$2" \
+        --fsync="$fsync" "${length[@]}" \
         --output-format=json --output="$scratch/fio.json" \
         > "$scratch/fio.log" 2>&1 ||
     { cat "$scratch/fio.log" >&2; die "fio failed"; }
 }
 
-# run_nbdcopy CONNECTIONS: copies the image to nowhere.
+# run_nbdcopy CONNECTIONS: copies the image to nowhere, or into the image.
 run_nbdcopy ()
 {
-  timeout 300 nbdcopy --connections="$1" -- "$uri" null: \
+  local what=("$uri" null:)
+  [ $writable = no ] || what=("$images/plain.raw" "$uri")
+  timeout 300 nbdcopy --connections="$1" -- "${what[@]}" \
           > "$scratch/nbdcopy.log" 2>&1 ||
     { cat "$scratch/nbdcopy.log" >&2; die "nbdcopy failed"; }
 }
