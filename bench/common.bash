@@ -139,8 +139,8 @@ set_up ()
   esac
   local free_kib
   free_kib=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
-  [ "$free_kib" -ge $((11 << 20)) ] || die "needs 11 GiB of free memory"
-  warm_memory
+  [ "$free_kib" -ge $((9 << 20)) ] || die "needs 9 GiB of free memory"
+  warm_memory "$free_kib"
 }
 
 tear_down ()
@@ -293,12 +293,14 @@ keep_images ()
   done
 }
 
-# warm_memory: touches as much memory as the images will take.  A virtual
-# machine gets memory from its host when it first uses it, which costs more than
-# the writes that are to be measured.
+# warm_memory KIB: touches as much of so much free memory as the images may
+# take.  A virtual machine gets memory from its host when it first uses it,
+# which costs more than the writes that are to be measured.
 warm_memory ()
 {
-  head -c 10G /dev/zero > /dev/shm/qcow2-bench.warm
+  local mib=$(($1 / 1024 - 1024))
+  head -c "$((mib < 10240 ? mib : 10240))M" /dev/zero \
+    > /dev/shm/qcow2-bench.warm
   rm -f /dev/shm/qcow2-bench.warm
 }
 
