@@ -89,17 +89,33 @@ worker_round (struct writer *w)
 
 /*----- The thread -----*/
 
+static bool
+is_past (const struct timespec *until)
+{
+  struct timespec now;
+
+  clock_gettime (CLOCK_REALTIME, &now);
+  return now.tv_sec > until->tv_sec ||
+    (now.tv_sec == until->tv_sec && now.tv_nsec >= until->tv_nsec);
+}
+
+/* With what earlier sessions have left free being counted meanwhile. */
 static void
-wait_for_work (struct writer *w)
+wait_for_work (struct writer *w, bool *counting)
 {
   struct timespec until;
 
   clock_gettime (CLOCK_REALTIME, &until);
   until.tv_sec += INTERVAL_SECONDS;
-  while (!w->stop && !w->hurry)
-    if (pthread_cond_timedwait (&w->worker_wake, &w->worker_lock,
-                                &until) == ETIMEDOUT)
-      break;
+  while (!w->stop && !w->hurry && !is_past (&until)) {
+    if (!*counting) {
+      pthread_cond_timedwait (&w->worker_wake, &w->worker_lock, &until);
+      continue;
+    }
+    pthread_mutex_unlock (&w->worker_lock);
+    *counting = alloc_count_some (&w->alloc);
+    pthread_mutex_lock (&w->worker_lock);
+  }
   w->hurry = false;
 }
 
@@ -107,10 +123,11 @@ static void *
 worker (void *opaque)
 {
   struct writer *w = opaque;
+  bool counting = true;
 
   pthread_mutex_lock (&w->worker_lock);
   while (!w->stop) {
-    wait_for_work (w);
+    wait_for_work (w, &counting);
     w->rounds_started++;
     pthread_mutex_unlock (&w->worker_lock);
     worker_round (w);
