@@ -5,9 +5,14 @@
  * On a regular file new clusters are taken at the end of the file: they
  * are known to read as zeros, so a write that fills only part of one has
  * nothing else to write.  Holes are used again when there are many of
- * them, or nothing else is left.  Holes are those that became free since
- * the image was opened, and, on a device, those that a scan of the
- * refcounts finds.
+ * them, or nothing else is left.
+ *
+ * Which clusters are free is known of those that became free since the
+ * image was opened, and of those that a look at the refcounts finds: the
+ * background worker looks for what earlier sessions have left, once.  When
+ * there are too many ranges the highest are forgotten, but counted, and
+ * looked for again when the lower ones are used up.  All looking goes in
+ * steps, and under no lock.
  */
 
 #include <errno.h>
@@ -18,6 +23,13 @@
 /* Holes are reused from this many bytes on, or this part of the file. */
 #define MIN_HOLE_BYTES (UINT64_C (64) << 20)
 #define HOLE_PART 8
+
+/* A step of looking ends after this many slices or ranges. */
+#define STEP_SLICES 64
+#define STEP_RANGES 64
+
+/* As long as the file can grow, an allocation looks no longer. */
+#define MAX_STEPS 16
 
 /* Host offsets have 56 bits. */
 static uint64_t
@@ -53,6 +65,8 @@ allocator_init (struct allocator *a, struct refcounts *rc,
     a->append = a->end;
     a->fresh_from = UINT64_MAX;
   }
+  a->count = 1;                 /* the header stays, whatever is counted */
+  a->count_end = a->append;
   return 0;
 }
 
@@ -62,122 +76,164 @@ allocator_destroy (struct allocator *a)
   pthread_mutex_destroy (&a->lock);
 }
 
-/*----- Proposals, under the lock -----*/
+struct proposal {
+  struct hole hole;
+  bool appended;                /* it is at the end of the file */
+};
 
-static void
-add_hole_locked (struct allocator *a, uint64_t first, uint64_t nr)
+/*----- Holes -----*/
+
+/* Returns how many clusters were not in the list before. */
+static uint64_t
+add_hole_locked (struct allocator *a, uint64_t first, uint64_t nr, bool ours)
 {
-  struct cluster_range *last;
+  struct forgotten forgotten;
+  uint64_t added = holes_add (&a->holes, (struct hole) { first, nr, ours },
+                              &forgotten);
 
-  if (nr == 0)
-    return;
-  if (a->nr_holes > 0) {
-    last = &a->holes[a->nr_holes - 1];
-    if (last->first + last->nr == first) {
-      last->nr += nr;
-      a->hole_clusters += nr;
-      return;
-    }
+  if (forgotten.nr > 0) {
+    if (a->scan > forgotten.first || a->scan >= a->scan_end)
+      a->scan = forgotten.first;
+    a->scan_end = a->append;
+    a->nr_forgotten += forgotten.nr;
+    a->times_forgotten++;
   }
-  if (a->nr_holes == MAX_HOLES) {
-    /* Forget it; a scan finds it again. */
-    if (first < a->scan)
-      a->scan = first;
-    return;
-  }
-  a->holes[a->nr_holes].first = first;
-  a->holes[a->nr_holes++].nr = nr;
-  a->hole_clusters += nr;
-}
-
-/* Holes near the end may be clusters that were given back because the
- * storage refused to grow: put the lowest one last.
- */
-static void
-prefer_lowest_locked (struct allocator *a)
-{
-  struct cluster_range *last = &a->holes[a->nr_holes - 1], was = *last;
-  unsigned i, lowest = a->nr_holes - 1;
-
-  for (i = 0; i < a->nr_holes; ++i)
-    if (a->holes[i].first < a->holes[lowest].first)
-      lowest = i;
-  *last = a->holes[lowest];
-  a->holes[lowest] = was;
-}
-
-static bool
-take_hole_locked (struct allocator *a, uint64_t nr, struct cluster_range *out)
-{
-  struct cluster_range *hole;
-
-  if (a->nr_holes == 0)
-    return false;
-  if (a->full)
-    prefer_lowest_locked (a);
-  hole = &a->holes[a->nr_holes - 1];
-  out->first = hole->first;
-  out->nr = hole->nr < nr ? hole->nr : nr;
-  hole->first += out->nr;
-  hole->nr -= out->nr;
-  a->hole_clusters -= out->nr;
-  if (hole->nr == 0)
-    a->nr_holes--;
-  return true;
-}
-
-static bool
-holes_are_many_locked (const struct allocator *a)
-{
-  uint64_t min = MIN_HOLE_BYTES >> a->rc->cluster_bits;
-
-  return a->hole_clusters > min && a->hole_clusters > a->append / HOLE_PART;
-}
-
-/* *APPENDED: the proposal is at the end of the file. */
-static bool
-propose (struct allocator *a, uint64_t nr, struct cluster_range *out,
-         bool *appended)
-{
-  bool found = true;
-
-  pthread_mutex_lock (&a->lock);
-  *appended = false;
-  if (!((a->full || holes_are_many_locked (a)) &&
-        take_hole_locked (a, nr, out))) {
-    if (a->append < a->end) {
-      out->first = a->append;
-      out->nr = a->end - a->append < nr ? a->end - a->append : nr;
-      a->append += out->nr;
-      *appended = true;
-    }
-    else
-      found = take_hole_locked (a, nr, out);
-  }
-  pthread_mutex_unlock (&a->lock);
-  return found;
-}
-
-/* What was proposed and not taken.  Only what came from the end of the
- * file goes back there: it is as fresh as before.
- */
-static void
-put_back (struct allocator *a, uint64_t first, uint64_t nr, bool appended)
-{
-  pthread_mutex_lock (&a->lock);
-  if (appended && first + nr == a->append)
-    a->append = first;
-  else
-    add_hole_locked (a, first, nr);
-  pthread_mutex_unlock (&a->lock);
+  return added;
 }
 
 void
 alloc_note_free (struct allocator *a, uint64_t first, uint64_t nr)
 {
   pthread_mutex_lock (&a->lock);
-  add_hole_locked (a, first, nr);
+  add_hole_locked (a, first, nr, true);
   pthread_mutex_unlock (&a->lock);
+}
+
+bool
+alloc_is_ours (struct allocator *a, uint64_t cluster)
+{
+  bool ours;
+
+  pthread_mutex_lock (&a->lock);
+  ours = cluster >= a->fresh_from || holes_have_ours (&a->holes, cluster);
+  pthread_mutex_unlock (&a->lock);
+  return ours;
+}
+
+/* What a step of looking finds. */
+struct found {
+  struct cluster_range ranges[STEP_RANGES];
+  unsigned nr;
+  uint64_t next;                /* where the next step begins */
+};
+
+/* Where there is no refcount block, a file that can grow has better places
+ * for new clusters.
+ */
+static bool
+is_usable (const struct allocator *a, uint64_t cluster)
+{
+  return !qcow2_storage_can_grow (a->layer->file) ||
+    refcounts_cover (a->rc, cluster);
+}
+
+/* Refcounts that can't be read are passed over: whoever needs them gets
+ * the error.
+ */
+static void
+look (struct allocator *a, uint64_t from, uint64_t end, struct found *found)
+{
+  uint64_t step = (uint64_t) STEP_SLICES << a->rc->slice_bits;
+  uint64_t block = UINT64_C (1) << a->rc->block_bits;
+
+  if (end - from > step)
+    end = from + step;
+  found->nr = 0;
+  found->next = end;
+  while (from < end && found->nr < STEP_RANGES) {
+    struct cluster_range *range = &found->ranges[found->nr];
+
+    if (refcounts_next_free (a->rc, from, end, &range->first,
+                             &range->nr) < 0)
+      return;
+    from = range->first + range->nr;
+    if (range->nr > 0 && !is_usable (a, range->first))
+      from = (range->first | (block - 1)) + 1;
+    else if (range->nr > 0)
+      found->nr++;
+  }
+  found->next = from;
+}
+
+static uint64_t
+add_found_locked (struct allocator *a, const struct found *found)
+{
+  uint64_t added = 0;
+  unsigned i;
+
+  for (i = 0; i < found->nr; ++i)
+    added += add_hole_locked (a, found->ranges[i].first,
+                              found->ranges[i].nr, false);
+  return added;
+}
+
+/* What is found may be taken by others meanwhile, or be found by two
+ * threads at once: that does no harm, since claiming decides.
+ */
+bool
+alloc_count_some (struct allocator *a)
+{
+  struct found found;
+  uint64_t from, end;
+
+  pthread_mutex_lock (&a->lock);
+  from = a->count;
+  end = a->count_end;
+  pthread_mutex_unlock (&a->lock);
+  if (from >= end)
+    return false;
+  look (a, from, end, &found);
+  pthread_mutex_lock (&a->lock);
+  add_found_locked (a, &found);
+  if (a->count == from)
+    a->count = found.next;
+  pthread_mutex_unlock (&a->lock);
+  return found.next < end;
+}
+
+/* Look for those that were forgotten.  False if there are none. */
+static bool
+find_forgotten (struct allocator *a)
+{
+  struct found found;
+  uint64_t from, end, times, added;
+
+  pthread_mutex_lock (&a->lock);
+  from = a->scan;
+  end = a->scan_end;
+  times = a->times_forgotten;
+  pthread_mutex_unlock (&a->lock);
+  if (from >= end)
+    return false;
+  look (a, from, end, &found);
+  pthread_mutex_lock (&a->lock);
+  /* Not if some were forgotten that this step may have passed. */
+  if (a->scan == from && a->times_forgotten == times) {
+    a->scan = found.next;
+    if (found.next >= end)
+      a->nr_forgotten = 0;
+  }
+  added = add_found_locked (a, &found);
+  a->nr_forgotten -= added < a->nr_forgotten ? added : a->nr_forgotten;
+  pthread_mutex_unlock (&a->lock);
+  return true;
+}
+
+/* The list is empty. */
+static bool
+find_holes (struct allocator *a)
+{
+  return find_forgotten (a) || alloc_count_some (a);
 }
 
 void
@@ -186,76 +242,129 @@ alloc_note_full (struct allocator *a)
   atomic_store (&a->full, true);
 }
 
-/* No cluster is known to be free: look for one from a->scan on, outside
- * the lock.  A second thread that looks at the same time does no harm.
- */
-static int
-scan_for_hole (struct allocator *a)
+/*----- Proposals -----*/
+
+static bool
+holes_are_many_locked (const struct allocator *a)
 {
-  uint64_t from, end;
-  struct cluster_range found;
-  int r;
+  uint64_t min = MIN_HOLE_BYTES >> a->rc->cluster_bits;
+  uint64_t nr = a->holes.clusters + a->nr_forgotten;
+
+  return nr > min && nr > a->append / HOLE_PART;
+}
+
+static bool
+take_hole_locked (struct allocator *a, uint64_t nr, struct proposal *p)
+{
+  p->appended = false;
+  return holes_take (&a->holes, nr, &p->hole);
+}
+
+static bool
+append_locked (struct allocator *a, uint64_t nr, struct proposal *p)
+{
+  if (a->append >= a->end)
+    return false;
+  p->hole.first = a->append;
+  p->hole.nr = a->end - a->append < nr ? a->end - a->append : nr;
+  p->hole.ours = true;
+  p->appended = true;
+  a->append += p->hole.nr;
+  return true;
+}
+
+/* False: nothing is known; or with LOOK_FIRST, something may be found that is
+ * better than the end of the file.
+ */
+static bool
+propose (struct allocator *a, uint64_t nr, bool look_first,
+         struct proposal *p)
+{
+  bool found;
 
   pthread_mutex_lock (&a->lock);
-  from = a->scan;
-  end = a->append;
+  if (atomic_load (&a->full) || holes_are_many_locked (a))
+    found = take_hole_locked (a, nr, p) ||
+      (!look_first && append_locked (a, nr, p));
+  else
+    found = append_locked (a, nr, p) || take_hole_locked (a, nr, p);
   pthread_mutex_unlock (&a->lock);
+  return found;
+}
 
-  r = refcounts_next_free (a->rc, from, end, &found.first, &found.nr);
-  if (r < 0)
-    return r;
+/* Whoever can have the end of the file looks for a while only. */
+static bool
+propose_or_look (struct allocator *a, uint64_t nr, struct proposal *p)
+{
+  bool look_first = true;
+  unsigned steps = 0;
+
+  while (!propose (a, nr, look_first, p)) {
+    if (!look_first)
+      return false;
+    look_first = find_holes (a) &&
+      (++steps < MAX_STEPS || atomic_load (&a->full) ||
+       !qcow2_storage_can_grow (a->layer->file));
+  }
+  return true;
+}
+
+/* What was proposed and not taken.  Only what came from the end of the
+ * file goes back there: it is as fresh as before.
+ */
+static void
+put_back (struct allocator *a, const struct proposal *p, uint64_t passed)
+{
+  uint64_t first = p->hole.first + passed, nr = p->hole.nr - passed;
+
+  if (nr == 0)
+    return;
   pthread_mutex_lock (&a->lock);
-  /* Not if holes were forgotten meanwhile that are further back. */
-  if (a->scan == from)
-    a->scan = found.first + found.nr;
-  add_hole_locked (a, found.first, found.nr);
+  if (p->appended && first + nr == a->append)
+    a->append = first;
+  else
+    add_hole_locked (a, first, nr, p->hole.ours);
   pthread_mutex_unlock (&a->lock);
-  return found.nr > 0 ? 0 : -ENOSPC;
 }
 
 /* Claim what was proposed, with a refcount block if there is none. */
 static int64_t
-claim (struct allocator *a, const struct cluster_range *range)
+claim (struct allocator *a, const struct proposal *p)
 {
-  int64_t n = refcounts_claim (a->rc, range->first, range->nr);
+  int64_t n = refcounts_claim (a->rc, p->hole.first, p->hole.nr);
   int r;
 
   if (n != -ENOENT)
     return n;
-  r = refcount_grow (a, range->first);
+  r = refcount_grow (a, p->hole.first);
   if (r < 0)
     return r;
-  return refcounts_claim (a->rc, range->first, range->nr);
+  return refcounts_claim (a->rc, p->hole.first, p->hole.nr);
 }
 
 int
 alloc_clusters (struct allocator *a, uint64_t nr,
                 uint64_t *first, uint64_t *got, bool *fresh)
 {
-  struct cluster_range range;
-  bool appended;
-  int64_t n, passed;
-  int r;
+  struct proposal p;
+  int64_t n;
 
   do {
-    while (!propose (a, nr, &range, &appended)) {
-      r = scan_for_hole (a);
-      if (r < 0)
-        return r;
-    }
-    n = claim (a, &range);
+    if (!propose_or_look (a, nr, &p))
+      return -ENOSPC;
+    n = claim (a, &p);
     if (n < 0) {
-      put_back (a, range.first, range.nr, appended);
+      /* A hole that has no room for its refcount block stays away. */
+      if (p.appended || n != -ENOSPC)
+        put_back (a, &p, 0);
       return (int) n;
     }
     /* A cluster that is in use is passed over. */
-    passed = n > 0 ? n : 1;
-    put_back (a, range.first + (uint64_t) passed,
-              range.nr - (uint64_t) passed, appended);
+    put_back (a, &p, n > 0 ? (uint64_t) n : 1);
   } while (n == 0);
 
-  *first = range.first;
+  *first = p.hole.first;
   *got = (uint64_t) n;
-  *fresh = appended && range.first >= a->fresh_from;
+  *fresh = p.appended && p.hole.first >= a->fresh_from;
   return 0;
 }

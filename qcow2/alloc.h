@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "holes.h"
 #include "refcount.h"
 #include "retire.h"
 #include "turn.h"
@@ -24,8 +25,6 @@ struct cluster_range {
   uint64_t first;
   uint64_t nr;
 };
-
-#define MAX_HOLES 1024
 
 struct allocator {
   struct refcounts *rc;
@@ -46,10 +45,18 @@ struct allocator {
 
   pthread_mutex_t lock;         /* for what follows */
   uint64_t append;              /* the next cluster at the end */
-  uint64_t scan;                /* where to look for holes next */
-  struct cluster_range holes[MAX_HOLES];
-  unsigned nr_holes;
-  uint64_t hole_clusters;       /* in HOLES */
+  struct holes holes;
+  /* Clusters that are free and no longer in HOLES: from where to where, how
+   * many, about, and how often some were forgotten.
+   */
+  uint64_t scan, scan_end;
+  uint64_t nr_forgotten;
+  uint64_t times_forgotten;
+  /* Nobody has yet looked for those that were free at open, from here to
+   * COUNT_END.
+   */
+  uint64_t count;
+  uint64_t count_end;
 };
 
 extern int allocator_init (struct allocator *a, struct refcounts *rc,
@@ -68,6 +75,17 @@ extern int alloc_clusters (struct allocator *a, uint64_t nr,
 /* NR clusters from FIRST on are free now (refcount 0). */
 extern void alloc_note_free (struct allocator *a, uint64_t first,
                              uint64_t nr);
+
+/* Look for a few of the clusters that are free since before the image was
+ * opened.  False when all have been looked at.  May wait for a slot of a
+ * refcount slice; no lock may be held.
+ */
+extern bool alloc_count_some (struct allocator *a);
+
+/* Is this cluster free, and was that done since the image was opened?  Its
+ * refcount is 0.
+ */
+extern bool alloc_is_ours (struct allocator *a, uint64_t cluster);
 
 /* The storage has no room for clusters at its end. */
 extern void alloc_note_full (struct allocator *a);

@@ -402,6 +402,32 @@ cluster_cache_prefetch (struct cluster_cache *cache,
   return lead (&load, kept, 0, NULL, 0);
 }
 
+/* Who decompresses a cluster is reading it: so there is nothing in the
+ * table but what is kept.
+ */
+void
+cluster_cache_drop (struct cluster_cache *cache, unsigned layer,
+                    uint64_t first, uint64_t end)
+{
+  size_t bytes;
+  void *data;
+  unsigned i;
+
+  if (atomic_load (&cache->used_bytes) == 0)
+    return;
+  for (i = 0; i < CLUSTER_TABLE_SHARDS; ++i)
+    do {
+      struct cluster_shard *shard = &cache->table.shards[i];
+
+      pthread_mutex_lock (&shard->lock);
+      data = cluster_table_take (&cache->table, shard, layer, first, end,
+                                 &bytes);
+      pthread_mutex_unlock (&shard->lock);
+      if (data)
+        put_buffer (cache, data, bytes);
+    } while (data);
+}
+
 void
 cluster_cache_get_stats (struct cluster_cache *cache,
                          struct cluster_cache_stats *stats)

@@ -55,6 +55,12 @@ extern int cluster_cache_read (struct cluster_cache *cache,
 extern int cluster_cache_prefetch (struct cluster_cache *cache,
                                    const struct compressed_cluster *c);
 
+/* Forget the clusters of LAYER with compressed data in [FIRST, END) of
+ * its file, which nobody reads any more.
+ */
+extern void cluster_cache_drop (struct cluster_cache *cache, unsigned layer,
+                                uint64_t first, uint64_t end);
+
 struct cluster_cache_stats {
   uint64_t nr_decompressed;     /* clusters decompressed well so far */
   uint64_t nr_joined;           /* reads that waited for another's load */

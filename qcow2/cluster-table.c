@@ -204,20 +204,42 @@ clock_advance (struct cluster_shard *shard)
   return NULL;
 }
 
-void *
-cluster_table_evict (struct cluster_table *table,
-                     struct cluster_shard *shard, size_t *bytes)
+/* Returns the data of E, which has no pins. */
+static void *
+take_out (struct cluster_table *table, struct cluster_shard *shard,
+          struct cluster_entry *e, size_t *bytes)
 {
-  struct cluster_entry *e = clock_advance (shard);
-  void *data;
+  void *data = (void *) e->data;
 
-  if (!e)
-    return NULL;
-  data = (void *) e->data;
   *bytes = e->cluster_bytes;
   clock_remove (shard, e);
   cluster_table_remove (cluster_table_find_place (table, e->layer,
                                                   e->host_offset), e);
   cluster_table_recycle (shard, e);
   return data;
+}
+
+void *
+cluster_table_evict (struct cluster_table *table,
+                     struct cluster_shard *shard, size_t *bytes)
+{
+  struct cluster_entry *e = clock_advance (shard);
+
+  return e ? take_out (table, shard, e, bytes) : NULL;
+}
+
+void *
+cluster_table_take (struct cluster_table *table,
+                    struct cluster_shard *shard, unsigned layer,
+                    uint64_t first, uint64_t end, size_t *bytes)
+{
+  struct cluster_entry *e = shard->hand;
+  size_t n;
+
+  for (n = shard->nr_kept; n > 0; n--, e = e->clock_next)
+    if (e->layer == layer && e->host_offset < end &&
+        e->host_offset + e->compressed_bytes > first &&
+        atomic_load_explicit (&e->pins, memory_order_acquire) == 0)
+      return take_out (table, shard, e, bytes);
+  return NULL;
 }

@@ -118,4 +118,13 @@ extern void cluster_table_keep (struct cluster_shard *shard,
 extern void *cluster_table_evict (struct cluster_table *table,
                                   struct cluster_shard *shard, size_t *bytes);
 
+/* Take an entry of LAYER out that is KEPT, without pins, and whose
+ * compressed data lies in [FIRST, END), or a part of it.  Returns its data
+ * as cluster_table_evict does; NULL if there is none.
+ */
+extern void *cluster_table_take (struct cluster_table *table,
+                                 struct cluster_shard *shard, unsigned layer,
+                                 uint64_t first, uint64_t end,
+                                 size_t *bytes);
+
 #endif /* QCOW2_CLUSTER_TABLE_H */

@@ -41,19 +41,22 @@ l1_writer_destroy (struct l1_writer *w)
   pthread_mutex_destroy (&w->lock);
 }
 
+/* Have room for NR more. */
 static int
-add (struct l1_changes *list, uint32_t index)
+reserve (struct l1_changes *list, size_t nr)
 {
-  if (list->nr == list->room) {
-    size_t room = list->room ? list->room * 2 : 16;
-    struct l1_change *items = realloc (list->items, room * sizeof *items);
+  size_t room = list->room ? list->room : 16;
+  struct l1_change *items;
 
-    if (!items)
-      return -ENOMEM;
-    list->items = items;
-    list->room = room;
-  }
-  list->items[list->nr++].index = index;
+  if (list->room - list->nr >= nr)
+    return 0;
+  while (room - list->nr < nr)
+    room *= 2;
+  items = realloc (list->items, room * sizeof *items);
+  if (!items)
+    return -ENOMEM;
+  list->items = items;
+  list->room = room;
   return 0;
 }
 
@@ -63,9 +66,11 @@ l1_set (struct l1_writer *w, uint32_t index, uint64_t value)
   int r;
 
   pthread_mutex_lock (&w->lock);
-  r = add (&w->changed, index);
-  if (r == 0)
+  r = reserve (&w->changed, w->nr_sealed + 1);
+  if (r == 0) {
+    w->changed.items[w->changed.nr++].index = index;
     w->layer->l1.entries[index] = value;
+  }
   pthread_mutex_unlock (&w->lock);
   return r;
 }
@@ -97,6 +102,7 @@ l1_seal (struct l1_writer *w, struct l1_changes *sealed)
   pthread_mutex_lock (&w->lock);
   *sealed = w->changed;
   memset (&w->changed, 0, sizeof w->changed);
+  w->nr_sealed = sealed->nr;
   for (i = 0; i < sealed->nr; ++i)
     sealed->items[i].value = w->layer->l1.entries[sealed->items[i].index];
   pthread_mutex_unlock (&w->lock);
@@ -142,6 +148,24 @@ l1_write (struct l1_writer *w, struct l1_changes *sealed)
   return 0;
 }
 
+/* What comes back has room: l1_set saw to that if it made a list of its
+ * own meanwhile.
+ */
+static void
+take_back_locked (struct l1_writer *w, struct l1_changes *sealed)
+{
+  struct l1_changes newer = w->changed;
+
+  if (newer.nr == 0) {
+    w->changed = *sealed;
+    *sealed = newer;
+    return;
+  }
+  memcpy (newer.items + newer.nr, sealed->items,
+          sealed->nr * sizeof *sealed->items);
+  w->changed.nr += sealed->nr;
+}
+
 void
 l1_unseal (struct l1_writer *w, struct l1_changes *sealed, bool written)
 {
@@ -150,17 +174,11 @@ l1_unseal (struct l1_writer *w, struct l1_changes *sealed, bool written)
   for (i = 0; written && i < sealed->nr; ++i)
     w->durable[sealed->items[i].index] = htobe64 (sealed->items[i].value);
 
-  if (!written && sealed->nr > 0) {
-    struct l1_changes newer;
-
-    pthread_mutex_lock (&w->lock);
-    newer = w->changed;
-    w->changed = *sealed;
-    for (i = 0; i < newer.nr; ++i)
-      add (&w->changed, newer.items[i].index);
-    pthread_mutex_unlock (&w->lock);
-    *sealed = newer;
-  }
+  pthread_mutex_lock (&w->lock);
+  if (!written && sealed->nr > 0)
+    take_back_locked (w, sealed);
+  w->nr_sealed = 0;
+  pthread_mutex_unlock (&w->lock);
   free (sealed->items);
   memset (sealed, 0, sizeof *sealed);
 }

@@ -26,6 +26,8 @@ struct l1_writer {
   uint64_t *durable;            /* the table as on disk, big-endian */
   pthread_mutex_t lock;
   struct l1_changes changed;    /* under the lock; values are not used */
+  size_t nr_sealed;             /* under the lock: CHANGED has room for as
+                                   many more, should they come back */
 };
 
 extern int l1_writer_init (struct l1_writer *w, struct layer *l);

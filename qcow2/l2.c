@@ -178,11 +178,11 @@ l2_unlink (struct writer *w, const struct l2_entry *old)
     last = first + compressed_bytes (old->entry, cluster_bits) - 1;
     retire_unlinked (&w->retire, first >> cluster_bits,
                      (last >> cluster_bits) - (first >> cluster_bits) + 1,
-                     false);
+                     RETIRED_COMPRESSED);
   }
   else if (l2_host_cluster (old) != 0 && !w->top->external_data)
     retire_unlinked (&w->retire, l2_host_cluster (old) >> cluster_bits, 1,
-                     false);
+                     RETIRED_DATA);
 }
 
 /*----- Tables -----*/
@@ -238,7 +238,8 @@ replace_table (struct writer *w, uint32_t l1_index, uint64_t old,
     return r;
   }
   if (old != 0)
-    retire_unlinked (&w->retire, old >> cluster_bits, 1, true);
+    retire_unlinked (&w->retire, old >> cluster_bits, 1,
+                     RETIRED_TABLE);
   return 0;
 }
 

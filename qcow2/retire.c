@@ -27,7 +27,7 @@ add (struct retire_list *list, const struct retired *item)
 {
   struct retired *last = list->nr > 0 ? &list->items[list->nr - 1] : NULL;
 
-  if (last && last->is_table == item->is_table &&
+  if (last && last->kind == item->kind &&
       last->first + last->nr == item->first) {
     last->nr += item->nr;
     return;
@@ -64,9 +64,9 @@ move_list (struct retire_list *to, struct retire_list *from)
 
 void
 retire_unlinked (struct retire *retire, uint64_t first, uint64_t nr,
-                 bool is_table)
+                 enum retired_kind kind)
 {
-  struct retired item = { first, nr, is_table };
+  struct retired item = { first, nr, kind };
 
   pthread_mutex_lock (&retire->lock);
   add (&retire->unlinked, &item);
@@ -76,7 +76,7 @@ retire_unlinked (struct retire *retire, uint64_t first, uint64_t nr,
 void
 retire_now (struct retire *retire, uint64_t first, uint64_t nr)
 {
-  struct retired item = { first, nr, false };
+  struct retired item = { first, nr, RETIRED_DATA };
 
   pthread_mutex_lock (&retire->lock);
   add (&retire->durable, &item);

@@ -18,10 +18,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* What may be cached of it. */
+enum retired_kind {
+  RETIRED_DATA,                 /* nothing */
+  RETIRED_TABLE,                /* slices of an L2 table */
+  RETIRED_COMPRESSED,           /* decompressed clusters */
+};
+
 struct retired {
   uint64_t first;               /* host cluster */
   uint64_t nr;
-  bool is_table;                /* an L2 table: drop its slices */
+  enum retired_kind kind;
 };
 
 struct retire_list {
@@ -43,7 +50,7 @@ extern void retire_destroy (struct retire *retire);
  * slice is marked dirty.  Out of memory, the clusters leak.
  */
 extern void retire_unlinked (struct retire *retire, uint64_t first,
-                             uint64_t nr, bool is_table);
+                             uint64_t nr, enum retired_kind kind);
 
 /* Nothing on disk names these clusters, or ever did since they were
  * allocated.

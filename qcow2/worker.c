@@ -19,13 +19,24 @@
 
 /*----- Freeing -----*/
 
+struct freeing {
+  struct writer *w;
+  enum retired_kind kind;
+};
+
+/* Whatever comes to these clusters next, it is not what was cached. */
 static void
 before_free (void *opaque, uint64_t first, uint64_t nr)
 {
-  struct writer *w = opaque;
+  const struct freeing *f = opaque;
+  struct writer *w = f->w;
   unsigned bits = w->top->header.cluster_bits;
 
-  slice_cache_drop (w->top->slices, first << bits, (first + nr) << bits);
+  if (f->kind == RETIRED_TABLE)
+    slice_cache_drop (w->top->slices, first << bits, (first + nr) << bits);
+  if (f->kind == RETIRED_COMPRESSED)
+    cluster_cache_drop (w->image->clusters, w->top->index, first << bits,
+                        (first + nr) << bits);
   if (w->discard)
     qcow2_storage_discard (w->top->file, first << bits, nr << bits);
 }
@@ -33,15 +44,16 @@ before_free (void *opaque, uint64_t first, uint64_t nr)
 static void
 after_free (void *opaque, uint64_t first, uint64_t nr)
 {
-  struct writer *w = opaque;
+  const struct freeing *f = opaque;
 
-  alloc_note_free (&w->alloc, first, nr);
+  alloc_note_free (&f->w->alloc, first, nr);
 }
 
 static int
 free_durable (struct writer *w)
 {
-  const struct refcount_observer observer = { before_free, after_free, w };
+  struct freeing f = { .w = w };
+  const struct refcount_observer observer = { before_free, after_free, &f };
   struct retire_list list;
   size_t i;
   int r = 0, r2;
@@ -50,6 +62,7 @@ free_durable (struct writer *w)
     return 0;
   epoch_synchronize (&w->image->epoch);
   for (i = 0; i < list.nr; ++i) {
+    f.kind = list.items[i].kind;
     r2 = refcounts_lower (w->rc, list.items[i].first, list.items[i].nr,
                           &observer);
     if (r2 < 0)
@@ -76,17 +89,33 @@ worker_round (struct writer *w)
 
 /*----- The thread -----*/
 
+static bool
+is_past (const struct timespec *until)
+{
+  struct timespec now;
+
+  clock_gettime (CLOCK_REALTIME, &now);
+  return now.tv_sec > until->tv_sec ||
+    (now.tv_sec == until->tv_sec && now.tv_nsec >= until->tv_nsec);
+}
+
+/* With what earlier sessions have left free being counted meanwhile. */
 static void
-wait_for_work (struct writer *w)
+wait_for_work (struct writer *w, bool *counting)
 {
   struct timespec until;
 
   clock_gettime (CLOCK_REALTIME, &until);
   until.tv_sec += INTERVAL_SECONDS;
-  while (!w->stop && !w->hurry)
-    if (pthread_cond_timedwait (&w->worker_wake, &w->worker_lock,
-                                &until) == ETIMEDOUT)
-      break;
+  while (!w->stop && !w->hurry && !is_past (&until)) {
+    if (!*counting) {
+      pthread_cond_timedwait (&w->worker_wake, &w->worker_lock, &until);
+      continue;
+    }
+    pthread_mutex_unlock (&w->worker_lock);
+    *counting = alloc_count_some (&w->alloc);
+    pthread_mutex_lock (&w->worker_lock);
+  }
   w->hurry = false;
 }
 
@@ -94,10 +123,11 @@ static void *
 worker (void *opaque)
 {
   struct writer *w = opaque;
+  bool counting = true;
 
   pthread_mutex_lock (&w->worker_lock);
   while (!w->stop) {
-    wait_for_work (w);
+    wait_for_work (w, &counting);
     w->rounds_started++;
     pthread_mutex_unlock (&w->worker_lock);
     worker_round (w);

@@ -161,7 +161,10 @@ writer_begin_change (struct writer *w)
 
 /*----- Closing -----*/
 
-/* The free tail of the file, and what is after it. */
+/* The free tail of the file, and what is after it.  Only what this session
+ * has used: a cluster that nobody counts may hold data all the same, if
+ * the image is damaged.
+ */
 static int
 cut_tail (struct writer *w)
 {
@@ -175,7 +178,7 @@ cut_tail (struct writer *w)
   clusters = ((uint64_t) size_bytes + (UINT64_C (1) << bits) - 1) >> bits;
   while (clusters > 1 && r == 0) {
     r = refcounts_get (w->rc, clusters - 1, &value);
-    if (value != 0)
+    if (value != 0 || !alloc_is_ours (&w->alloc, clusters - 1))
       break;
     clusters--;
   }

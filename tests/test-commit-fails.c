@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* A commit that fails loses nothing: what it was to free stays in use,
+ * and what it was to write comes back, without memory being asked for.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "image.h"
+#include "qemu-image.h"
+#include "scratch-dir.h"
+#include "storage-fault.h"
+#include "tap.h"
+#include "writer.h"
+
+#define KiB UINT64_C (1024)
+#define CLUSTER_BYTES (64 * KiB)
+
+static struct qcow2 *image;
+static struct qcow2_view *view;
+static uint8_t buf[64 * KiB];
+
+static void
+open_image (const char *options)
+{
+  struct qcow2_options o;
+  struct qcow2_error error;
+
+  run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 %s disk.qcow2 "
+               "64M && qemu-io -f qcow2 -c 'write -q -P 1 0 4M' disk.qcow2",
+               options);
+  no_faults ();
+  qcow2_options_init (&o);
+  o.writable = true;
+  if (qcow2_open ("disk.qcow2", &o, &image, &error) < 0 ||
+      qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+  /* Only the test commits. */
+  worker_stop (image->writer);
+}
+
+static void
+close_image (void)
+{
+  no_faults ();
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "closed");
+  run_command ("qemu-img check -q disk.qcow2");
+}
+
+static uint64_t
+refcount (uint64_t host_cluster)
+{
+  uint64_t value;
+
+  if (refcounts_get (image->writer->rc, host_cluster, &value) < 0)
+    abort ();
+  return value;
+}
+
+/* What lies behind guest offset 0. */
+static uint64_t
+first_host_cluster (void)
+{
+  struct layer *top = image->writer->top;
+  struct run run;
+  bool owned;
+
+  if (map_lookup_owned (top, 0, 1, &run, &owned) < 0 || !owned)
+    abort ();
+  return run.host_offset >> top->header.cluster_bits;
+}
+
+static void
+test_retire (void)
+{
+  struct retire *retire;
+  uint64_t host;
+
+  open_image ("");
+  retire = &image->writer->retire;
+  host = first_host_cluster ();
+  is_int (qcow2_trim (view, CLUSTER_BYTES, 0, false), 0, "a trim");
+  fault.write_errno = EIO;
+  is_int (qcow2_flush (view), -EIO, "the commit after it fails");
+  is_int (retire->durable.nr, 0, "what was trimmed must not be freed");
+  ok (retire_has_unlinked (retire), "it still is to be freed");
+  is_int (refcount (host), 1, "its refcount is as before");
+  no_faults ();
+  is_int (worker_round (image->writer), 0, "the next commit succeeds");
+  is_int (refcount (host), 0, "then it is free");
+  close_image ();
+}
+
+/* With clusters of 512 bytes, an L1 entry covers this much. */
+#define L1_BYTES (32 * KiB)
+
+static void
+test_l1 (void)
+{
+  struct l1_writer *l1;
+  struct l1_changes sealed;
+  const struct l1_change *items;
+  unsigned i;
+
+  open_image ("-o cluster_size=512,refcount_bits=64");
+  l1 = &image->writer->l1;
+  for (i = 0; i < 40; ++i)
+    if (qcow2_pwrite (view, buf, 1, (200 + i) * L1_BYTES, false) < 0)
+      abort ();
+  ok (l1->changed.nr >= 30, "a few L1 entries were changed");
+  l1_seal (l1, &sealed);
+  for (i = 300; i < 310; ++i)
+    if (qcow2_pwrite (view, buf, 1, i * L1_BYTES, false) < 0)
+      abort ();
+  items = l1->changed.items;
+  ok (l1->changed.room >= l1->changed.nr + sealed.nr,
+      "there is room for those that are about to be written");
+  l1_unseal (l1, &sealed, false);
+  ok (l1->changed.nr >= 40, "they are back");
+  ok (l1->changed.items == items, "no memory was asked for");
+  close_image ();
+}
+
+int
+main (void)
+{
+  scratch_dir_enter ();
+  test_retire ();
+  test_l1 ();
+  return tap_done ();
+}
