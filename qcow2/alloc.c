@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "guard.h"
 
 /* Holes are reused from this many bytes on, or this part of the file. */
 #define MIN_HOLE_BYTES (UINT64_C (64) << 20)
@@ -254,6 +255,13 @@ alloc_clusters (struct allocator *a, uint64_t nr,
               range.nr - (uint64_t) passed, appended);
   } while (n == 0);
 
+  /* Nothing is given back then: nobody may have these clusters. */
+  r = guard_check (a->layer, METADATA_NONE,
+                   range.first << a->rc->cluster_bits,
+                   (uint64_t) n << a->rc->cluster_bits,
+                   "a cluster with refcount 0");
+  if (r < 0)
+    return r;
   *first = range.first;
   *got = (uint64_t) n;
   *fresh = appended && range.first >= a->fresh_from;
