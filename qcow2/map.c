@@ -263,7 +263,7 @@ lookup_qcow2 (struct layer *l, const struct l1_table *l1,
   if (l2_offset & (layer_cluster_bytes (l) - 1))
     return corrupt (l, offset, "L2 table is not aligned");
   /* If it is anything else, too, it says nothing about where to write. */
-  if (owned) {
+  if (owned && metadata_set_has_overlaps (&l->guard->set)) {
     r = guard_check (l, METADATA_L2_TABLE, l2_offset, 1, "an L2 table");
     if (r < 0)
       return r;

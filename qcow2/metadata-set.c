@@ -19,7 +19,6 @@
  */
 
 #include <errno.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -200,6 +199,8 @@ is_free (const struct metadata_hash *h, const struct metadata_ranges *r,
     uint64_t start = group << GROUP_BITS;
     unsigned kinds = group_kinds (h, group);
 
+    if (kinds == 0)
+      continue;
     if (start < first)
       kinds &= (unsigned) KINDS_MASK << 2 * (first - start);
     if (end - start < GROUP_CLUSTERS)
@@ -293,6 +294,14 @@ find_place (const struct metadata_hash *h, uint64_t group)
   return i;
 }
 
+static bool
+is_in_range (const struct metadata_set *set, uint64_t cluster)
+{
+  const struct shared_range *range = range_at_or_after (set->ranges, cluster);
+
+  return range && load (&range->first) <= cluster;
+}
+
 static int
 grow_hash_locked (struct metadata_set *set)
 {
@@ -340,6 +349,8 @@ metadata_set_add (struct metadata_set *set, enum metadata_kind kind,
     if (word >> shift & 3)
       kind = METADATA_SEVERAL;
     begin_change (set);
+    if (kind == METADATA_SEVERAL || is_in_range (set, cluster))
+      set->has_overlaps = true;
     store (&h->words[place], word | (uint64_t) kind << shift);
     end_change (set);
   }
@@ -462,6 +473,19 @@ publish_ranges_locked (struct metadata_set *set)
   atomic_store_explicit (&r->nr, nr, memory_order_release);
 }
 
+static void
+note_overlaps_locked (struct metadata_set *set,
+                      const struct metadata_range *ranges, size_t nr)
+{
+  struct metadata_hit hit;
+  size_t i;
+
+  for (i = 0; i < nr && set->nr_groups > 0 && !set->has_overlaps; ++i)
+    if (!is_free (set->hash, set->ranges, ranges[i].first,
+                  ranges[i].end - ranges[i].first, &hit))
+      set->has_overlaps = true;
+}
+
 int
 metadata_set_add_ranges (struct metadata_set *set,
                          const struct metadata_range *ranges, size_t nr)
@@ -470,6 +494,7 @@ metadata_set_add_ranges (struct metadata_set *set,
 
   pthread_mutex_lock (&set->lock);
   begin_change (set);
+  note_overlaps_locked (set, ranges, nr);
   r = make_room_locked (set, set->nr_sources + nr);
   if (r == 0 && nr > 0) {
     memcpy (set->sources + set->nr_sources, ranges, nr * sizeof *ranges);

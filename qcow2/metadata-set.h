@@ -21,6 +21,7 @@
 #define QCOW2_METADATA_SET_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -53,6 +54,7 @@ struct metadata_set {
   _Atomic uint32_t seq;         /* odd while something changes */
   _Atomic (struct metadata_hash *) hash;
   _Atomic (struct metadata_ranges *) ranges;
+  _Atomic bool has_overlaps;
 
   pthread_mutex_t lock;         /* for what follows, and to change */
   size_t nr_groups;             /* in HASH */
@@ -81,6 +83,15 @@ extern void metadata_set_destroy (struct metadata_set *set);
 extern bool metadata_set_is (const struct metadata_set *set,
                              enum metadata_kind kind, uint64_t first,
                              uint64_t nr, struct metadata_hit *hit);
+
+/* Was there ever an L2 table or refcount block that is something else, too?
+ * If not, no L1 entry leads to anything but an L2 table.
+ */
+static inline bool
+metadata_set_has_overlaps (const struct metadata_set *set)
+{
+  return atomic_load_explicit (&set->has_overlaps, memory_order_relaxed);
+}
 
 /* One more L2 table or refcount block.  A cluster that is one already is
  * METADATA_SEVERAL then, and stays that.  -ENOMEM, and nothing was changed.

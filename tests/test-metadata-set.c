@@ -226,6 +226,40 @@ test_limits (void)
   metadata_set_destroy (&set);
 }
 
+/* In what order do they come? */
+static bool
+overlap (const char *order)
+{
+  static const struct metadata_range range = { 10, 20, METADATA_L1_TABLE };
+  struct metadata_set set;
+  bool r;
+
+  if (metadata_set_init (&set, 0) < 0)
+    abort ();
+  for (; *order; ++order)
+    switch (*order) {
+    case 'r': metadata_set_add_ranges (&set, &range, 1); break;
+    case 'i': metadata_set_add (&set, METADATA_L2_TABLE, 15); break;
+    case 'b': metadata_set_add (&set, METADATA_REFCOUNT_BLOCK, 15); break;
+    case 'o': metadata_set_add (&set, METADATA_L2_TABLE, 20); break;
+    default: metadata_set_add (&set, METADATA_L2_TABLE, 9);
+    }
+  r = metadata_set_has_overlaps (&set);
+  metadata_set_destroy (&set);
+  return r;
+}
+
+static void
+test_overlaps (void)
+{
+  ok (!overlap ("") && !overlap ("ro9") && !overlap ("o9r") &&
+      !overlap ("i9o"), "without overlaps, none is noted");
+  ok (overlap ("ri"), "a table in a range");
+  ok (overlap ("oir"), "a range over a table");
+  ok (overlap ("ii"), "a table twice");
+  ok (overlap ("ib"), "a table that is a block");
+}
+
 /*----- Threads -----*/
 
 #define NR_READERS 3
@@ -373,6 +407,7 @@ main (void)
   for (seed = 0; seed < 4; ++seed)
     test_random (seed, 400 << 2 * seed, seed & 1);
   test_limits ();
+  test_overlaps ();
   test_threads ();
   test_visible ();
   return tap_done ();
