@@ -70,7 +70,7 @@ test_entry_names_header (void)
   open_image (true, false);
   is_int (operate (WRITE, BAD), 0, "a flag without a cluster: written");
   is_int (close_image (), 0, "closed");
-  run_command ("qemu-img info %s > info", IMAGE);
+  run_command ("qemu-img info %s > info 2>&1", IMAGE);
 }
 
 /*----- Refcounts that are too low -----*/
