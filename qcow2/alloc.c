@@ -19,6 +19,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "guard.h"
 
 /* Holes are reused from this many bytes on, or this part of the file. */
 #define MIN_HOLE_BYTES (UINT64_C (64) << 20)
@@ -348,6 +349,7 @@ alloc_clusters (struct allocator *a, uint64_t nr,
 {
   struct proposal p;
   int64_t n;
+  int r;
 
   do {
     if (!propose_or_look (a, nr, &p))
@@ -363,6 +365,13 @@ alloc_clusters (struct allocator *a, uint64_t nr,
     put_back (a, &p, n > 0 ? (uint64_t) n : 1);
   } while (n == 0);
 
+  /* Nothing is given back then: nobody may have these clusters. */
+  r = guard_check (a->layer, METADATA_NONE,
+                   p.hole.first << a->rc->cluster_bits,
+                   (uint64_t) n << a->rc->cluster_bits,
+                   "a cluster with refcount 0");
+  if (r < 0)
+    return r;
   *first = p.hole.first;
   *got = (uint64_t) n;
   *fresh = p.appended && p.hole.first >= a->fresh_from;

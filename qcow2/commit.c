@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "commit.h"
+#include "guard.h"
 
 /* Adjacent sectors are written by one call, of this many at most. */
 #define MAX_IOV 256
@@ -68,7 +69,8 @@ compare_sectors (const void *a, const void *b)
 }
 
 static int
-write_sectors (struct committer *c, struct sealed_slices *sealed)
+write_sectors (struct committer *c, struct sealed_slices *sealed,
+               enum metadata_kind kind)
 {
   struct iovec iov[MAX_IOV];
   size_t i = 0, n;
@@ -88,7 +90,11 @@ write_sectors (struct committer *c, struct sealed_slices *sealed)
       iov[n].iov_base = s->data;
       iov[n].iov_len = sizeof s->data;
     }
-    r = qcow2_storage_writev (c->layer->file, iov, (int) n, offset, false);
+    r = guard_check (c->layer, kind, offset, n * sizeof sealed->sectors->data,
+                     kind == METADATA_L2_TABLE ? "an L2 table" :
+                     "a refcount block");
+    if (r == 0)
+      r = qcow2_storage_writev (c->layer->file, iov, (int) n, offset, false);
     if (r < 0)
       return r;
     i += n;
@@ -111,7 +117,7 @@ static int
 write_first (struct committer *c, struct sealed *s)
 {
   bool links = s->l2.nr_sectors > 0 || s->l1.nr > 0;
-  int r = write_sectors (c, &s->refcounts);
+  int r = write_sectors (c, &s->refcounts, METADATA_REFCOUNT_BLOCK);
 
   if (r == 0 && s->wrote && c->layer->external_data) {
     r = qcow2_storage_flush (c->layer->data);
@@ -135,7 +141,7 @@ write_second (struct committer *c, struct sealed *s)
    */
   r = committer_state (c);
   if (r == 0)
-    r = write_sectors (c, &s->l2);
+    r = write_sectors (c, &s->l2, METADATA_L2_TABLE);
   if (r == 0)
     r = l1_write (c->l1, &s->l1);
   if (r == 0)
@@ -190,7 +196,7 @@ run (struct committer *c)
   }
   unseal (c, &s, first, r == 0);
   turn_give (c->turn);
-  if (r < 0)
+  if (r < 0 && !guard_is_corrupt (c->layer))
     log_message (&c->layer->log, QCOW2_LOG_ERROR,
                  "%s: can't write metadata: %s", c->layer->filename,
                  strerror (-r));
@@ -198,6 +204,13 @@ run (struct committer *c)
 }
 
 /*----- Sharing -----*/
+
+/* 0, or why nothing is written any more.  Under c->lock. */
+static int
+state_locked (const struct committer *c)
+{
+  return guard_is_corrupt (c->layer) ? -EIO : c->failed;
+}
 
 int
 commit (struct committer *c)
@@ -207,7 +220,7 @@ commit (struct committer *c)
 
   pthread_mutex_lock (&c->lock);
   mine = c->started + 1;        /* the first that begins after now */
-  while (c->completed < mine && !c->failed) {
+  while (c->completed < mine && state_locked (c) == 0) {
     if (c->running) {
       pthread_cond_wait (&c->ended, &c->lock);
       continue;
@@ -222,7 +235,9 @@ commit (struct committer *c)
     c->running = false;
     pthread_cond_broadcast (&c->ended);
   }
-  r = c->failed ? c->failed : c->results[mine & 1];
+  r = state_locked (c);
+  if (r == 0)
+    r = c->results[mine & 1];
   pthread_mutex_unlock (&c->lock);
   return r;
 }
@@ -247,7 +262,7 @@ committer_state (struct committer *c)
   int r;
 
   pthread_mutex_lock (&c->lock);
-  r = c->failed;
+  r = state_locked (c);
   pthread_mutex_unlock (&c->lock);
   return r;
 }

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "guard.h"
 #include "l1-write.h"
 
 #define ENTRIES_PER_SECTOR 64
@@ -120,7 +121,9 @@ write_sector (struct l1_writer *w, const struct l1_change *changes,
   uint64_t words[ENTRIES_PER_SECTOR];
   uint32_t first = changes[0].index & ~(uint32_t) (ENTRIES_PER_SECTOR - 1);
   uint32_t count = w->layer->l1.nr_entries - first;
+  uint64_t offset = w->layer->header.l1_offset + first * sizeof *words;
   size_t i;
+  int r;
 
   if (count > ENTRIES_PER_SECTOR)
     count = ENTRIES_PER_SECTOR;
@@ -128,9 +131,12 @@ write_sector (struct l1_writer *w, const struct l1_change *changes,
   for (i = 0; i < nr && changes[i].index - first < count; ++i)
     words[changes[i].index - first] = htobe64 (changes[i].value);
   *done = i;
+  r = guard_check (w->layer, METADATA_L1_TABLE, offset,
+                   count * sizeof *words, "the L1 table");
+  if (r < 0)
+    return r;
   return qcow2_storage_write (w->layer->file, words, count * sizeof *words,
-                              w->layer->header.l1_offset +
-                              first * sizeof *words, false);
+                              offset, false);
 }
 
 int

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "guard.h"
 #include "l2.h"
 
 static unsigned
@@ -43,29 +44,73 @@ l2_slice_end (const struct writer *w, uint64_t offset)
 int
 l2_corrupt (const struct writer *w, uint64_t offset, const char *problem)
 {
-  log_message (&w->top->log, QCOW2_LOG_ERROR,
-               "%s: the image is corrupt at guest offset 0x%" PRIx64 ": %s; "
-               "use \"qemu-img check\"", w->top->filename, offset, problem);
-  return -EIO;
+  return guard_corrupt (w->top, "guest offset 0x%" PRIx64 ": %s", offset,
+                        problem);
+}
+
+static bool
+bitmap_is_valid (const struct writer *w, const struct l2_entry *e)
+{
+  bool has_host = l2_host_cluster (e) != 0 ||
+    (w->top->external_data && e->entry & ENTRY_COPIED);
+  uint32_t allocated = subclusters_allocated (e->bitmap);
+
+  return has_host ? !(allocated & subclusters_zero (e->bitmap)) :
+    allocated == 0;
 }
 
 int
 l2_check (const struct writer *w, uint64_t offset, const struct l2_entry *e)
 {
+  const struct layer *l = w->top;
+  unsigned bits = l->header.cluster_bits;
+
   if (e->entry & ENTRY_COMPRESSED) {
-    if (w->top->external_data)
+    if (l->external_data)
       return l2_corrupt (w, offset, "compressed cluster, but there is an "
                          "external data file");
+    return guard_check (l, METADATA_NONE, compressed_offset (e->entry, bits),
+                        compressed_bytes (e->entry, bits),
+                        "compressed guest data");
   }
-  else if (l2_host_cluster (e) & (layer_cluster_bytes (w->top) - 1))
+  if (l2_host_cluster (e) & (layer_cluster_bytes (l) - 1))
     return l2_corrupt (w, offset, "data cluster is not aligned");
-  return 0;
+  if (l->header.version < 3 && e->entry & ENTRY_ZERO)
+    return l2_corrupt (w, offset, "zero flag in a version 2 image");
+  if (!bitmap_is_valid (w, e))
+    return l2_corrupt (w, offset, "invalid subcluster bitmap");
+  if (l2_host_cluster (e) == 0 || l->external_data)
+    return 0;
+  return guard_check (l, METADATA_NONE, l2_host_cluster (e),
+                      layer_cluster_bytes (l), "guest data");
+}
+
+/* Read all of a table, or a part of it. */
+static int
+read_table (const struct writer *w, uint64_t offset, void *buf, size_t bytes,
+            uint64_t host_offset)
+{
+  int r = qcow2_storage_read_meta (w->top->file, buf, bytes, host_offset);
+
+  if (r == -EIO && guard_is_past_end (w->top, host_offset, bytes))
+    r = l2_corrupt (w, offset, "the L2 table is past the end of the file");
+  return r;
+}
+
+/* Where does the table lie that the L1 entry names, and is it one? */
+static int
+check_table (const struct writer *w, uint64_t offset, uint64_t l2_offset)
+{
+  if (l2_offset & (layer_cluster_bytes (w->top) - 1))
+    return l2_corrupt (w, offset, "L2 table is not aligned");
+  return guard_check (w->top, METADATA_L2_TABLE, l2_offset, 1, "an L2 table");
 }
 
 /*----- Slices -----*/
 
 struct place {
   struct writer *w;
+  uint64_t offset;              /* guest */
   uint64_t slice_host_offset;
   size_t first_word;
 };
@@ -78,7 +123,7 @@ read_slice (void *opaque, uint64_t key, uint64_t *buf)
 
   memset ((uint8_t *) buf + l->slice_bytes, 0,
           SLICE_MAX_BYTES - l->slice_bytes);
-  return qcow2_storage_read_meta (l->file, buf, l->slice_bytes, key);
+  return read_table (p->w, p->offset, buf, l->slice_bytes, key);
 }
 
 /* Returns 0 with nothing pinned and *FOUND false if there is no table. */
@@ -92,13 +137,16 @@ pin (struct writer *w, uint64_t offset, struct place *p,
   uint64_t index = (offset & ((UINT64_C (1) << l1_bits (w)) - 1)) >>
     l->header.cluster_bits;
   unsigned in_slice = index & ((1u << slice_entry_bits (w)) - 1);
+  int r;
 
   *found = l2_offset != 0;
   if (!*found)
     return 0;
-  if (l2_offset & (layer_cluster_bytes (l) - 1))
-    return l2_corrupt (w, offset, "L2 table is not aligned");
+  r = check_table (w, offset, l2_offset);
+  if (r < 0)
+    return r;
   p->w = w;
+  p->offset = offset;
   p->slice_host_offset = l2_offset +
     (index >> slice_entry_bits (w)) * l->slice_bytes;
   p->first_word = (size_t) in_slice << (l->l2_entry_bits - 3);
@@ -199,7 +247,8 @@ clear_copied (const struct writer *w, uint64_t *table)
 
 /* Write a new table: zeros, or a copy of the one at OLD_OFFSET. */
 static int
-write_table (struct writer *w, uint64_t old_offset, uint64_t new_offset)
+write_table (struct writer *w, uint64_t offset, uint64_t old_offset,
+             uint64_t new_offset)
 {
   size_t bytes = layer_cluster_bytes (w->top);
   uint64_t *table = calloc (1, bytes);
@@ -208,7 +257,7 @@ write_table (struct writer *w, uint64_t old_offset, uint64_t new_offset)
   if (!table)
     return -ENOMEM;
   if (old_offset != 0)
-    r = qcow2_storage_read_meta (w->top->file, table, bytes, old_offset);
+    r = read_table (w, offset, table, bytes, old_offset);
   if (old_offset != 0 && !w->top->external_data)
     clear_copied (w, table);
   if (r == 0)
@@ -218,22 +267,27 @@ write_table (struct writer *w, uint64_t old_offset, uint64_t new_offset)
 }
 
 static int
-replace_table (struct writer *w, uint32_t l1_index, uint64_t old,
+replace_table (struct writer *w, uint64_t offset, uint64_t old,
                struct epoch_ticket ticket)
 {
   unsigned cluster_bits = w->top->header.cluster_bits;
-  uint64_t cluster, got;
+  uint32_t l1_index = (uint32_t) (offset >> l1_bits (w));
+  uint64_t cluster, got, new;
   bool fresh;
   int r;
 
   r = alloc_clusters (&w->alloc, 1, &cluster, &got, &fresh);
   if (r < 0)
     return r;
-  r = write_table (w, old, cluster << cluster_bits);
+  new = cluster << cluster_bits;
+  r = guard_add (w->top, METADATA_L2_TABLE, new);
+  if (r == 0)
+    r = write_table (w, offset, old, new);
   epoch_note_write (ticket);
   if (r == 0)
-    r = l1_set (&w->l1, l1_index, cluster << cluster_bits | ENTRY_COPIED);
+    r = l1_set (&w->l1, l1_index, new | ENTRY_COPIED);
   if (r < 0) {
+    guard_remove (w->top, METADATA_L2_TABLE, new);
     retire_now (&w->retire, cluster, 1);
     return r;
   }
@@ -265,10 +319,10 @@ l2_own_table (struct writer *w, uint64_t offset, struct epoch_ticket ticket)
   entry = w->top->l1.entries[index];
   if (!is_own_table (entry)) {
     entry &= ENTRY_OFFSET_MASK;
-    if (entry & (layer_cluster_bytes (w->top) - 1))
-      r = l2_corrupt (w, offset, "L2 table is not aligned");
-    else
-      r = replace_table (w, (uint32_t) index, entry, ticket);
+    if (entry != 0)
+      r = check_table (w, offset, entry);
+    if (r == 0)
+      r = replace_table (w, offset, entry, ticket);
   }
   inflight_release (stripe, &claim);
   return r;

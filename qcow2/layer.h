@@ -23,12 +23,15 @@ struct l1_table {
   uint32_t nr_entries;
 };
 
+struct guard;
+
 struct layer {
   unsigned index;               /* in the chain: 0 is the top image */
   char *filename;               /* as opened */
   dev_t dev;                    /* identity of the file, against loops */
   ino_t ino;
   struct log log;
+  struct guard *guard;          /* of the top layer, if it is written to */
 
   bool is_raw;
   bool external_data;           /* guest clusters lie in DATA */

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "format.h"
+#include "guard.h"
 #include "map.h"
 
 /* Where a look-up takes place: units (clusters, or subclusters in images
@@ -184,6 +185,11 @@ read_slice (void *opaque, uint64_t key, uint64_t *buf)
           SLICE_MAX_BYTES - l->slice_bytes);
   r = qcow2_storage_read_meta (l->file, buf, l->slice_bytes,
                                p->slice_host_offset);
+  if (r == -EIO && guard_is_past_end (l, p->slice_host_offset,
+                                      l->slice_bytes))
+    return guard_corrupt (l, "guest offset 0x%" PRIx64 ": the L2 table at "
+                          "0x%" PRIx64 " is past the end of the file",
+                          p->offset, p->slice_host_offset);
   if (r < 0)
     log_message (&l->log, QCOW2_LOG_ERROR,
                  "%s: can't read the L2 table at 0x%" PRIx64 " (guest offset "
@@ -197,10 +203,7 @@ read_slice (void *opaque, uint64_t key, uint64_t *buf)
 static int
 corrupt (const struct layer *l, uint64_t offset, const char *problem)
 {
-  log_message (&l->log, QCOW2_LOG_ERROR,
-               "%s: the image is corrupt at guest offset 0x%" PRIx64 ": %s; "
-               "use \"qemu-img check\"", l->filename, offset, problem);
-  return -EIO;
+  return guard_corrupt (l, "guest offset 0x%" PRIx64 ": %s", offset, problem);
 }
 
 static int
@@ -247,6 +250,7 @@ lookup_qcow2 (struct layer *l, const struct l1_table *l1,
   uint64_t l2_offset = 0, unit;
   unsigned slice_units_bits, sub_bits;
   struct position p;
+  int r;
 
   if (l1_index < l1->nr_entries)
     l2_offset = l1->entries[l1_index] & ENTRY_OFFSET_MASK;
@@ -258,6 +262,12 @@ lookup_qcow2 (struct layer *l, const struct l1_table *l1,
   }
   if (l2_offset & (layer_cluster_bytes (l) - 1))
     return corrupt (l, offset, "L2 table is not aligned");
+  /* If it is anything else, too, it says nothing about where to write. */
+  if (owned && metadata_set_has_overlaps (&l->guard->set)) {
+    r = guard_check (l, METADATA_L2_TABLE, l2_offset, 1, "an L2 table");
+    if (r < 0)
+      return r;
+  }
 
   sub_bits = l->header.cluster_bits - l->unit_bits;
   slice_units_bits = (unsigned) __builtin_ctz (l->slice_bytes) -

@@ -28,6 +28,7 @@
 #include "alloc.h"
 #include "commit.h"
 #include "format.h"
+#include "guard.h"
 #include "header-write.h"
 
 #define MIN_AHEAD_BYTES (UINT64_C (4) << 20)
@@ -157,6 +158,39 @@ fill_area (const struct growth *g, uint64_t *area)
       htobe64 ((area_first_cluster (g) + i) << rc->cluster_bits);
 }
 
+/* The table and the blocks of the area, before they are written. */
+static int
+guard_area (const struct growth *g, uint64_t offset)
+{
+  struct layer *l = g->a->layer;
+  uint64_t bytes = cluster_bytes (g->a), i;
+  int r;
+
+  r = guard_check (l, METADATA_NONE, offset,
+                   (g->nr_blocks + g->table_clusters) * bytes,
+                   "new refcount blocks");
+  if (r == 0)
+    r = guard_add_table (l, METADATA_REFCOUNT_TABLE,
+                         offset + g->nr_blocks * bytes,
+                         g->table_clusters * bytes);
+  for (i = 0; i < g->nr_blocks && r == 0; ++i)
+    r = guard_add (l, METADATA_REFCOUNT_BLOCK, offset + i * bytes);
+  return r;
+}
+
+static void
+unguard_area (const struct growth *g, uint64_t offset)
+{
+  struct layer *l = g->a->layer;
+  uint64_t bytes = cluster_bytes (g->a), i;
+
+  guard_remove_table (l, METADATA_REFCOUNT_TABLE,
+                      offset + g->nr_blocks * bytes,
+                      g->table_clusters * bytes);
+  for (i = 0; i < g->nr_blocks; ++i)
+    guard_remove (l, METADATA_REFCOUNT_BLOCK, offset + i * bytes);
+}
+
 /* Write the sector of the table that holds the new entries. */
 static int
 write_entries (const struct growth *g)
@@ -166,7 +200,13 @@ write_entries (const struct growth *g)
   uint64_t first = g->first_entry / ENTRIES_PER_SECTOR * ENTRIES_PER_SECTOR;
   uint64_t words[ENTRIES_PER_SECTOR];
   uint64_t i;
+  int r;
 
+  r = guard_check (g->a->layer, METADATA_REFCOUNT_TABLE,
+                   table->host_offset + first * 8, sizeof words,
+                   "the refcount table");
+  if (r < 0)
+    return r;
   for (i = 0; i < ENTRIES_PER_SECTOR; ++i) {
     uint64_t block = first + i - g->first_entry;
 
@@ -218,13 +258,15 @@ switch_table (const struct growth *g)
     return r;
   }
   atomic_store (&rc->table, table);
+  guard_remove_table (g->a->layer, METADATA_REFCOUNT_TABLE,
+                      old->host_offset, old->nr_entries * 8);
   retire_now (g->a->retire, old->host_offset >> rc->cluster_bits,
               old->nr_entries * 8 >> rc->cluster_bits);
   return 0;
 }
 
 static int
-write_growth (const struct growth *g)
+write_growth (const struct growth *g, uint64_t offset)
 {
   const struct allocator *a = g->a;
   uint64_t bytes = (g->nr_blocks + g->table_clusters) * cluster_bytes (a);
@@ -234,9 +276,7 @@ write_growth (const struct growth *g)
   if (!area)
     return -ENOMEM;
   fill_area (g, area);
-  r = qcow2_storage_write (a->layer->file, area, bytes,
-                           area_first_cluster (g) << a->rc->cluster_bits,
-                           false);
+  r = qcow2_storage_write (a->layer->file, area, bytes, offset, false);
   free (area);
   if (r < 0)
     return r;
@@ -258,14 +298,19 @@ int
 refcount_grow (struct allocator *a, uint64_t cluster)
 {
   struct growth g = { .a = a };
+  uint64_t offset;
   int r = 0;
 
   turn_take (a->turn);
   if (!refcounts_cover (a->rc, cluster)) {
     r = plan (&g, cluster);
-    if (r == 0)
-      r = write_growth (&g);
-    if (r < 0)
+    if (r == 0) {
+      offset = area_first_cluster (&g) << a->rc->cluster_bits;
+      r = guard_area (&g, offset);
+      if (r == 0 && (r = write_growth (&g, offset)) < 0)
+        unguard_area (&g, offset);
+    }
+    if (r < 0 && !guard_is_corrupt (a->layer))
       log_message (&a->layer->log, QCOW2_LOG_ERROR,
                    "%s: can't grow the refcount structures: %s",
                    a->layer->filename, strerror (-r));

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "format.h"
+#include "guard.h"
 #include "refcount.h"
 
 /* Bits 9 to 63 of a refcount table entry. */
@@ -63,6 +64,21 @@ refcounts_new (struct layer *l, size_t cache_bytes, struct refcounts **out,
   free (table);
   return qcow2_error_set (error, -r, "%s: can't read the refcount table: %s",
                           l->filename, strerror (-r));
+}
+
+int
+refcounts_guard (struct refcounts *rc)
+{
+  const struct refcount_table *table = atomic_load (&rc->table);
+  uint64_t i;
+  int r;
+
+  r = guard_add_table (rc->layer, METADATA_REFCOUNT_TABLE,
+                       table->host_offset, table->nr_entries * 8);
+  for (i = 0; i < table->nr_entries && r == 0; ++i)
+    r = guard_add (rc->layer, METADATA_REFCOUNT_BLOCK,
+                   table->entries[i] & TABLE_OFFSET_MASK);
+  return r;
 }
 
 void
@@ -140,6 +156,9 @@ read_slice (void *opaque, uint64_t key, uint64_t *buf)
   memset ((uint8_t *) buf + p->rc->slice_bytes, 0,
           SLICE_MAX_BYTES - p->rc->slice_bytes);
   r = qcow2_storage_read_meta (l->file, buf, p->rc->slice_bytes, key);
+  if (r == -EIO && guard_is_past_end (l, key, p->rc->slice_bytes))
+    return guard_corrupt (l, "the refcount block at 0x%" PRIx64 " is past "
+                          "the end of the file", key);
   if (r < 0)
     log_message (&l->log, QCOW2_LOG_ERROR,
                  "%s: can't read the refcount block at 0x%" PRIx64 ": %s",
@@ -159,13 +178,9 @@ find (struct refcounts *rc, uint64_t cluster, struct position *p)
     block = table->entries[index] & TABLE_OFFSET_MASK;
   if (block == 0)
     return -ENOENT;
-  if (block & ((UINT64_C (1) << rc->cluster_bits) - 1)) {
-    log_message (&rc->layer->log, QCOW2_LOG_ERROR,
-                 "%s: the image is corrupt: refcount table entry %" PRIu64
-                 ": refcount block is not aligned; use \"qemu-img check\"",
-                 rc->layer->filename, index);
-    return -EIO;
-  }
+  if (block & ((UINT64_C (1) << rc->cluster_bits) - 1))
+    return guard_corrupt (rc->layer, "refcount table entry %" PRIu64
+                          ": refcount block is not aligned", index);
   p->rc = rc;
   p->slice_host_offset = block +
     (in_block >> rc->slice_bits) * rc->slice_bytes;
@@ -179,6 +194,9 @@ pin (struct refcounts *rc, uint64_t cluster, struct position *p,
 {
   int r = find (rc, cluster, p);
 
+  if (r == 0)
+    r = guard_check (rc->layer, METADATA_REFCOUNT_BLOCK,
+                     p->slice_host_offset, 1, "a refcount block");
   if (r < 0)
     return r;
   return slice_cache_pin (rc->slices, p->slice_host_offset, read_slice, p,
@@ -337,12 +355,9 @@ refcounts_next_free (struct refcounts *rc, uint64_t from, uint64_t end,
 static int
 underflow (const struct refcounts *rc, uint64_t cluster)
 {
-  log_message (&rc->layer->log, QCOW2_LOG_ERROR,
-               "%s: the image is corrupt: the refcount of the cluster at "
-               "0x%" PRIx64 " is 0 while the cluster is in use; use "
-               "\"qemu-img check\"", rc->layer->filename,
-               cluster << rc->cluster_bits);
-  return -EIO;
+  return guard_corrupt (rc->layer, "the refcount of the cluster at "
+                        "0x%" PRIx64 " is 0 while the cluster is in use",
+                        cluster << rc->cluster_bits);
 }
 
 /* Those of NR refcounts that are alike: all 1, or all above 1.  Only one
@@ -391,10 +406,12 @@ refcounts_lower (struct refcounts *rc, uint64_t first, uint64_t nr,
       return r == -ENOENT ? underflow (rc, first) : r;
     n = equal_run (rc, &ref, &p, clip_to_slice (rc, &p, nr), &value);
     if (value == 1)
-      observer->before_free (observer->opaque, first, n);
-    if (value > 0)
+      r = observer->before_free (observer->opaque, first, n);
+    if (value > 0 && r == 0)
       lower_run (rc, &ref, &p, n, value);
     slice_unpin (rc->slices, &ref);
+    if (r < 0)
+      return r;
     if (value == 0)
       return underflow (rc, first);
     if (value == 1)

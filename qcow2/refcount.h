@@ -44,6 +44,9 @@ struct refcount_table {
 extern int refcounts_new (struct layer *l, size_t cache_bytes,
                           struct refcounts **out, struct qcow2_error *error);
 
+/* Put the refcount table and blocks under the layer's guard. */
+extern int refcounts_guard (struct refcounts *rc);
+
 /* RC may be NULL. */
 extern void refcounts_free (struct refcounts *rc);
 
@@ -63,7 +66,8 @@ extern int64_t refcounts_claim (struct refcounts *rc, uint64_t first,
  * before their refcounts become 0, and after.
  */
 struct refcount_observer {
-  void (*before_free) (void *opaque, uint64_t first, uint64_t nr);
+  /* An error keeps the references, and becomes refcounts_lower's. */
+  int (*before_free) (void *opaque, uint64_t first, uint64_t nr);
   void (*after_free) (void *opaque, uint64_t first, uint64_t nr);
   void *opaque;
 };

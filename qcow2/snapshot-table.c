@@ -155,6 +155,7 @@ snapshot_table_read (struct qcow2_storage *s, const struct header *h,
 
   table->nr_snapshots = 0;
   table->snapshots = NULL;
+  table->table_bytes = 0;
   if (h->nr_snapshots == 0)
     return 0;
 
@@ -175,6 +176,7 @@ snapshot_table_read (struct qcow2_storage *s, const struct header *h,
       return r;
     }
   }
+  table->table_bytes = c.offset - h->snapshots_offset;
   return 0;
 }
 

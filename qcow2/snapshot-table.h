@@ -27,6 +27,7 @@ struct snapshot {
 struct snapshot_table {
   struct snapshot *snapshots;
   size_t nr_snapshots;
+  uint64_t table_bytes;         /* on disk */
 };
 
 /* Read and check the table of the image in S with header H.  What the

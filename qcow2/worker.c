@@ -12,6 +12,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "guard.h"
 #include "writer.h"
 
 /* How long a change may wait for its commit. */
@@ -25,13 +26,18 @@ struct freeing {
 };
 
 /* Whatever comes to these clusters next, it is not what was cached. */
-static void
+static int
 before_free (void *opaque, uint64_t first, uint64_t nr)
 {
   const struct freeing *f = opaque;
   struct writer *w = f->w;
   unsigned bits = w->top->header.cluster_bits;
+  int r;
 
+  r = guard_check (w->top, METADATA_NONE, first << bits, nr << bits,
+                   "a cluster that is given up");
+  if (r < 0)
+    return r;
   if (f->kind == RETIRED_TABLE)
     slice_cache_drop (w->top->slices, first << bits, (first + nr) << bits);
   if (f->kind == RETIRED_COMPRESSED)
@@ -39,6 +45,7 @@ before_free (void *opaque, uint64_t first, uint64_t nr)
                         (first + nr) << bits);
   if (w->discard)
     qcow2_storage_discard (w->top->file, first << bits, nr << bits);
+  return 0;
 }
 
 static void
@@ -47,6 +54,17 @@ after_free (void *opaque, uint64_t first, uint64_t nr)
   const struct freeing *f = opaque;
 
   alloc_note_free (&f->w->alloc, first, nr);
+}
+
+/* Tables that the active layer does not use any more. */
+static void
+unguard_tables (struct writer *w, const struct retired *item)
+{
+  uint64_t i;
+
+  for (i = 0; i < item->nr; ++i)
+    guard_remove (w->top, METADATA_L2_TABLE,
+                  (item->first + i) << w->top->header.cluster_bits);
 }
 
 static int
@@ -63,6 +81,8 @@ free_durable (struct writer *w)
   epoch_synchronize (&w->image->epoch);
   for (i = 0; i < list.nr; ++i) {
     f.kind = list.items[i].kind;
+    if (f.kind == RETIRED_TABLE)
+      unguard_tables (w, &list.items[i]);
     r2 = refcounts_lower (w->rc, list.items[i].first, list.items[i].nr,
                           &observer);
     if (r2 < 0)

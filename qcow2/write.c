@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "cow.h"
+#include "guard.h"
 #include "l2.h"
 #include "write.h"
 
@@ -402,6 +403,12 @@ write_in_place (struct writer *w, struct epoch_ticket ticket,
                           count - run.length_bytes, &next, &owned);
     if (r < 0 || !owned || !run_join (&run, &next))
       break;
+  }
+  if (!w->top->external_data) {
+    r = guard_check (w->top, METADATA_NONE, run.host_offset,
+                     run.length_bytes, "guest data");
+    if (r < 0)
+      return r;
   }
   iov.iov_base = (void *) buf;
   iov.iov_len = run.length_bytes;

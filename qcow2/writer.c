@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "format.h"
+#include "guard.h"
 #include "header-write.h"
 #include "writer.h"
 
@@ -34,6 +35,7 @@ writer_free (struct writer *w)
     return;
   if (w->alloc.rc)
     allocator_destroy (&w->alloc);
+  guard_free (w->top);
   l1_writer_destroy (&w->l1);
   refcounts_free (w->rc);
   header_writer_free (w->header);
@@ -97,7 +99,10 @@ writer_new (struct qcow2 *image, const struct qcow2_options *options,
                      &w->rc, error);
   if (r == 0)
     r = header_writer_new (w->top->file, &w->top->header, &w->header, error);
-  if (r == 0 && ((r = l1_writer_init (&w->l1, w->top)) < 0 ||
+  if (r == 0 && ((r = guard_new (w->top, &image->snapshots,
+                                 w->header)) < 0 ||
+                 (r = refcounts_guard (w->rc)) < 0 ||
+                 (r = l1_writer_init (&w->l1, w->top)) < 0 ||
                  (r = allocator_init (&w->alloc, w->rc, &w->turn, w->header,
                                       &w->retire)) < 0))
     qcow2_error_set (error, -r, "%s: %s", w->top->filename, strerror (-r));
@@ -134,12 +139,15 @@ begin (struct writer *w)
 
   pthread_mutex_lock (&w->begin_lock);
   if (!w->begun) {
-    r = clear_features (w);
+    r = guard_check (w->top, METADATA_HEADER, 0,
+                     layer_cluster_bytes (w->top), "the header");
+    if (r == 0)
+      r = clear_features (w);
     if (r == 0)
       r = worker_start (w);
     if (r == 0)
       w->begun = true;
-    else
+    else if (!guard_is_corrupt (w->top))
       log_message (&w->top->log, QCOW2_LOG_ERROR,
                    "%s: can't begin to write: %s", w->top->filename,
                    strerror (-r));
@@ -151,6 +159,8 @@ begin (struct writer *w)
 int
 writer_begin_change (struct writer *w)
 {
+  if (guard_is_corrupt (w->top))
+    return -EIO;
   if (w->finished ||
       atomic_load_explicit (&w->committer.failed, memory_order_relaxed))
     return -EROFS;
@@ -183,6 +193,11 @@ cut_tail (struct writer *w)
     clusters--;
   }
   if (r < 0 || clusters << bits >= (uint64_t) size_bytes)
+    return r;
+  r = guard_check (w->top, METADATA_NONE, clusters << bits,
+                   (uint64_t) size_bytes - (clusters << bits),
+                   "the free end of the file");
+  if (r < 0)
     return r;
   return qcow2_storage_truncate (w->top->file, clusters << bits);
 }
@@ -219,7 +234,7 @@ writer_finish (struct writer *w)
   w->finished = true;
   if (w->begun)
     r = commit_all (w);
-  if (r < 0)
+  if (r < 0 && !guard_is_corrupt (w->top))
     log_message (&w->top->log, QCOW2_LOG_ERROR,
                  "%s: the image was not closed properly: %s",
                  w->top->filename, strerror (-r));

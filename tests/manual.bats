@@ -58,6 +58,12 @@ setup_file ()
     cp running.qcow2 unclean.qcow2
     printf '\001' | dd of=unclean.qcow2 bs=1 seek=79 conv=notrunc status=none
 
+    # The second cluster's L2 entry (of the table at 0x40000) names the L1 table.
+    qemu-img create -q -f qcow2 damaged.qcow2 1M
+    qemu-io -f qcow2 -c 'write -q -P 4 0 128k' damaged.qcow2
+    printf '\200\0\0\0\0\003\0\0' |
+        dd of=damaged.qcow2 bs=1 seek=$((0x40008)) conv=notrunc status=none
+
     # An MBR: one partition of Linux's type (83), from sector 2048, 79872 long.
     truncate -s 40M partitioned.raw
     xxd -r -p <<< '00 000000 83 000000 00080000 00380100' |

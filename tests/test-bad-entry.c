@@ -144,7 +144,7 @@ test_l1_alignment (void)
     }
     expect (&(struct expectation) {
         .what = what, .path = IMAGE, .err = EIO,
-        .message = "corrupt at guest offset 0x0: L2 table is not aligned" });
+        .message = "corrupt: guest offset 0x0: L2 table is not aligned" });
     expect_rest_readable (what, 0, 2 << 20, disk);
   }
 }
@@ -215,7 +215,7 @@ expect_l2 (const struct entry_patch *p, unsigned version)
 #define FARTHEST (ENTRY_OFFSET_MASK & ~(L2_CLUSTER - 1))
 
 static const char not_aligned[] =
-  "corrupt at guest offset 0x3000: data cluster is not aligned";
+  "corrupt: guest offset 0x3000: data cluster is not aligned";
 
 static const struct entry_patch l2_patches[] = {
   { "reserved bits 1 to 8", 0x1fe, false, NULL, NULL },
@@ -401,7 +401,7 @@ struct extended_patch {
 };
 
 static const char bad_bitmap[] =
-  "corrupt at guest offset 0x4000: invalid subcluster bitmap";
+  "corrupt: guest offset 0x4000: invalid subcluster bitmap";
 
 static const struct extended_patch extended_patches[] = {
   { "all allocated", true, 0, 0, UINT32_MAX, NULL },
@@ -420,7 +420,7 @@ static const struct extended_patch extended_patches[] = {
   { "the last allocated, others zero", false, 0, INT32_MAX, BIT (31),
     bad_bitmap },
   { "host cluster not aligned", true, BIT (13), 0, UINT32_MAX,
-    "corrupt at guest offset 0x4000: data cluster is not aligned" },
+    "corrupt: guest offset 0x4000: data cluster is not aligned" },
 };
 
 static void
