@@ -27,6 +27,7 @@ struct snapshot {
 struct snapshot_table {
   struct snapshot *snapshots;
   size_t nr_snapshots;
+  uint64_t bytes;               /* that the table takes in the file */
 };
 
 /* Read and check the table of the image in S with header H.  What the
