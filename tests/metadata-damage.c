@@ -126,7 +126,9 @@ flip_copied (struct file *f, uint64_t at)
   f->damage->nr_flags++;
 }
 
-/* For the data file's first cluster the flag means something else. */
+/* For the data file's first cluster the flag means something else; QEMU
+ * does not repair those of compressed clusters.
+ */
 static void
 damage_flags (struct file *f)
 {
@@ -143,8 +145,8 @@ damage_flags (struct file *f)
          at += f->entry_bytes) {
       uint64_t entry = get64 (f, at);
 
-      if (entry & ENTRY_OFFSET_MASK && one_in (f, 5) &&
-          (!(entry & ENTRY_COMPRESSED) || one_in (f, 3)))
+      if (entry & ENTRY_OFFSET_MASK && !(entry & ENTRY_COMPRESSED) &&
+          one_in (f, 5))
         flip_copied (f, at);
     }
   }

@@ -72,6 +72,31 @@ open_and_close (const char *write)
   return can_write;
 }
 
+/*----- Numbers in the file -----*/
+
+static uint64_t
+get64 (uint64_t offset)
+{
+  uint64_t be;
+  int fd = open ("disk.qcow2", O_RDONLY | O_CLOEXEC);
+
+  if (fd == -1 || pread (fd, &be, 8, (off_t) offset) != 8)
+    abort ();
+  close (fd);
+  return be64toh (be);
+}
+
+static void
+put64 (uint64_t offset, uint64_t value)
+{
+  uint64_t be = htobe64 (value);
+  int fd = open ("disk.qcow2", O_WRONLY | O_CLOEXEC);
+
+  if (fd == -1 || pwrite (fd, &be, 8, (off_t) offset) != 8)
+    abort ();
+  close (fd);
+}
+
 /*----- What can be repaired -----*/
 
 struct kind {
@@ -201,6 +226,28 @@ test_kind (const struct kind *k, uint64_t seed)
   free (snapshot);
 }
 
+/* QEMU does not repair this. */
+static void
+test_compressed_flags (void)
+{
+  uint64_t bytes, entries, i;
+  uint8_t *content;
+
+  run_command ("rm -f *; " QEMU "cluster_size=4k disk.qcow2 4M && "
+               "qemu-io -f qcow2 -c 'write -q -c -P 1 0 4k' "
+               "-c 'write -q -c -P 2 4k 4k' disk.qcow2");
+  content = qemu_content ("disk.qcow2", NULL, &bytes);
+  entries = get64 (get64 (40)) & ENTRY_OFFSET_MASK;
+  for (i = 0; i < 2; ++i)
+    put64 (entries + i * 8, get64 (entries + i * 8) | ENTRY_COPIED);
+  is_int (qemu_check ("disk.qcow2"), 2, "flags of compressed clusters");
+  damage_set_dirty ("disk.qcow2");
+  ok (open_and_close (NULL), "are cleared: %s", warning);
+  is_int (qemu_check ("disk.qcow2"), 0, "then the check is clean");
+  ok (holds (NULL, content, bytes), "and the content is what it was");
+  free (content);
+}
+
 /* Bitmaps that are valid stay so, with all their bits. */
 static void
 test_bitmaps_kept (void)
@@ -252,29 +299,6 @@ test_small_table (void)
 }
 
 /*----- What can't be repaired -----*/
-
-static uint64_t
-get64 (uint64_t offset)
-{
-  uint64_t be;
-  int fd = open ("disk.qcow2", O_RDONLY | O_CLOEXEC);
-
-  if (fd == -1 || pread (fd, &be, 8, (off_t) offset) != 8)
-    abort ();
-  close (fd);
-  return be64toh (be);
-}
-
-static void
-put64 (uint64_t offset, uint64_t value)
-{
-  uint64_t be = htobe64 (value);
-  int fd = open ("disk.qcow2", O_WRONLY | O_CLOEXEC);
-
-  if (fd == -1 || pwrite (fd, &be, 8, (off_t) offset) != 8)
-    abort ();
-  close (fd);
-}
 
 static void
 is_left_alone (const char *what, const char *message)
@@ -481,6 +505,7 @@ main (void)
   scratch_dir_enter ();
   for (i = 0; i < NR_KINDS; ++i)
     test_kind (&kinds[i], i + 1);
+  test_compressed_flags ();
   test_bitmaps_kept ();
   test_small_table ();
   test_entries ();
