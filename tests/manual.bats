@@ -58,6 +58,8 @@ setup_file ()
     cp running.qcow2 unclean.qcow2
     printf '\001' | dd of=unclean.qcow2 bs=1 seek=79 conv=notrunc status=none
 
+    qemu-img create -q -f qcow2 -o compat=0.10 old.qcow2 1M
+
     # An MBR: one partition of Linux's type (83), from sector 2048, 79872 long.
     truncate -s 40M partitioned.raw
     xxd -r -p <<< '00 000000 83 000000 00080000 00380100' |
