@@ -108,6 +108,17 @@ config_discard (const char *value)
 }
 
 static int
+config_lazy_refcounts (const char *value)
+{
+  int r = nbdkit_parse_bool (value);
+
+  if (r == -1)
+    return -1;
+  options.lazy_refcounts = r ? QCOW2_LAZY_ON : QCOW2_LAZY_OFF;
+  return 0;
+}
+
+static int
 config_backing_format (const char *value)
 {
   if (strcmp (value, "qcow2") != 0 && strcmp (value, "raw") != 0) {
@@ -188,6 +199,8 @@ plugin_config (const char *key, const char *value)
     return config_bool (value, &options.writable);
   if (strcmp (key, "discard") == 0)
     return config_discard (value);
+  if (strcmp (key, "lazy-refcounts") == 0)
+    return config_lazy_refcounts (value);
   if (strcmp (key, "max-chain") == 0)
     return config_max_chain (key, value);
 
@@ -214,6 +227,7 @@ plugin_config_complete (void)
   "data-file=FILE                The image's external data file.\n" \
   "allow-dir=DIR|none            The image may name files in DIR.\n" \
   "discard=unmap|ignore          What becomes of freed space.\n" \
+  "lazy-refcounts=on|off         The default is as the image says.\n" \
   "max-chain=N                   Limit for the backing chain (default 200).\n" \
   "cache-size=SIZE               Metadata cache (default 32M).\n" \
   "compressed-cache-size=SIZE    Decompressed clusters (default 32M).\n" \

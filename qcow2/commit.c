@@ -8,6 +8,9 @@
  *     write    L2 slices and L1 entries   -> flush
  *     retire   what was unlinked
  *
+ * Lazy refcounts are written along with the L2 slices, and not each
+ * time: the dirty bit stands for their order.
+ *
  * Why the seals come in this order: a request raises a refcount before
  * it links the cluster, so refcounts sealed last cover every link that
  * was sealed; a cluster is put on the list of unlinked ones after its
@@ -117,14 +120,16 @@ static int
 write_first (struct committer *c, struct sealed *s)
 {
   bool links = s->l2.nr_sectors > 0 || s->l1.nr > 0;
-  int r = write_sectors (c, &s->refcounts, METADATA_REFCOUNT_BLOCK);
+  bool relied_on = links && !c->lazy && s->refcounts.nr_sectors > 0;
+  int r = c->lazy ? 0 : write_sectors (c, &s->refcounts,
+                                       METADATA_REFCOUNT_BLOCK);
 
   if (r == 0 && s->wrote && c->layer->external_data) {
     r = qcow2_storage_flush (c->layer->data);
     if (r < 0)
       committer_fail (c, r);
   }
-  if (r == 0 && (s->wrote || (links && s->refcounts.nr_sectors > 0)))
+  if (r == 0 && (s->wrote || relied_on))
     r = flush (c);
   return r;
 }
@@ -132,10 +137,12 @@ write_first (struct committer *c, struct sealed *s)
 static int
 write_second (struct committer *c, struct sealed *s)
 {
-  int r;
+  int r = 0;
 
-  if (s->l2.nr_sectors == 0 && s->l1.nr == 0)
-    return 0;
+  if (c->lazy)
+    r = write_sectors (c, &s->refcounts, METADATA_REFCOUNT_BLOCK);
+  if (r < 0 || (s->l2.nr_sectors == 0 && s->l1.nr == 0))
+    return r;
   /* A durable write that failed meanwhile may have lost what the first
    * flush was to cover: the kernel tells only one of the two.
    */
@@ -151,6 +158,21 @@ write_second (struct committer *c, struct sealed *s)
 
 /*----- Sealing -----*/
 
+void
+committer_want_refcounts (struct committer *c)
+{
+  atomic_store (&c->want_refcounts, true);
+}
+
+/* May refcounts that have changed stay in memory? */
+static bool
+may_leave_refcounts (struct committer *c)
+{
+  return c->lazy && !atomic_load (&c->finishing) &&
+    slice_cache_nr_dirty (c->rc->slices) <=
+    slice_cache_nr_slots (c->rc->slices) / 3;
+}
+
 static int
 seal (struct committer *c, struct sealed *s)
 {
@@ -161,7 +183,9 @@ seal (struct committer *c, struct sealed *s)
   if (r < 0)
     return r;
   l1_seal (c->l1, &s->l1);
-  r = slice_cache_seal (c->rc->slices, &s->refcounts);
+  if (atomic_exchange (&c->want_refcounts, false) ||
+      !may_leave_refcounts (c))
+    r = slice_cache_seal (c->rc->slices, &s->refcounts);
   s->wrote = epoch_take_wrote (c->epoch);
   return r;
 }
@@ -169,7 +193,8 @@ seal (struct committer *c, struct sealed *s)
 static void
 unseal (struct committer *c, struct sealed *s, bool first, bool second)
 {
-  slice_cache_unseal (c->rc->slices, &s->refcounts, first);
+  slice_cache_unseal (c->rc->slices, &s->refcounts,
+                      c->lazy ? second : first);
   slice_cache_unseal (c->slices, &s->l2, second);
   l1_unseal (c->l1, &s->l1, second);
   retire_unseal (c->retire, &s->unlinked, second);
@@ -274,7 +299,8 @@ committer_is_clean (struct committer *c)
 
   pthread_mutex_lock (&c->lock);
   clean = !c->running && slice_cache_nr_dirty (c->slices) == 0 &&
-    slice_cache_nr_dirty (c->rc->slices) == 0 && l1_is_clean (c->l1);
+    (may_leave_refcounts (c) ||
+     slice_cache_nr_dirty (c->rc->slices) == 0) && l1_is_clean (c->l1);
   pthread_mutex_unlock (&c->lock);
   return clean;
 }

@@ -25,6 +25,11 @@ struct committer {
   struct retire *retire;
   struct epoch *epoch;
   struct turn *turn;
+  bool lazy;                    /* lazy refcounts: the dirty bit is set */
+
+  /* With lazy refcounts: write them, too. */
+  _Atomic bool want_refcounts;  /* in the next commit */
+  _Atomic bool finishing;       /* in each from now on */
 
   pthread_mutex_t lock;
   pthread_cond_t ended;
@@ -45,6 +50,11 @@ extern void committer_destroy (struct committer *c);
  */
 extern int commit (struct committer *c);
 
+/* With lazy refcounts, commits leave them in memory until there are many,
+ * or this was called, or c->finishing is set.
+ */
+extern void committer_want_refcounts (struct committer *c);
+
 /* A flush or durable write failed: from now on nothing is written, and
  * commits fail with this errno.
  */
@@ -52,7 +62,7 @@ extern void committer_fail (struct committer *c, int err);
 
 /* Is all metadata on disk, with no commit running?  What was looked up
  * before this call is then durable; what is looked up after it need not
- * be.
+ * be.  Lazy refcounts don't count, as long as they may stay in memory.
  */
 extern bool committer_is_clean (struct committer *c);
 

@@ -57,8 +57,10 @@ read_bitmaps (const uint8_t *data, uint32_t len, uint64_t file_bytes,
 {
   struct disk_bitmaps d;
 
-  if (!(h->autoclear_features & AUTOCLEAR_BITMAPS))
+  if (!(h->autoclear_features & AUTOCLEAR_BITMAPS)) {
+    h->has_stale_bitmaps = true;
     return 0;
+  }
   if (len != sizeof d)
     return qcow2_error_set (error, EINVAL,
                             "bitmaps extension: length is %" PRIu32 ", must "

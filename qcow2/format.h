@@ -129,6 +129,20 @@ struct disk_bitmaps {
 
 static_assert (sizeof (struct disk_bitmaps) == 24, "bitmaps size");
 
+/* "Bitmap directory": an entry. */
+struct disk_bitmap {
+  uint64_t table_offset;
+  uint32_t table_size;          /* in entries */
+  uint32_t flags;
+  uint8_t type;
+  uint8_t granularity_bits;
+  uint16_t name_size;
+  uint32_t extra_data_size;
+  /* Then the extra data, the name, and padding to 8 bytes. */
+} __attribute__ ((__packed__));
+
+static_assert (sizeof (struct disk_bitmap) == 24, "bitmap entry size");
+
 /*----- "Snapshots" -----*/
 
 struct disk_snapshot {

@@ -51,7 +51,8 @@ struct header {
   uint8_t *feature_names;       /* the table as on disk, or NULL */
   size_t nr_feature_names;
 
-  bool has_bitmaps;
+  bool has_bitmaps;             /* valid ones */
+  bool has_stale_bitmaps;       /* the autoclear bit is not set */
   uint32_t nr_bitmaps;
   uint64_t bitmap_directory_offset;
   uint64_t bitmap_directory_bytes;

@@ -51,8 +51,8 @@ l1_table_read (const struct layer *l, const char *what,
   return 0;
 }
 
-static void
-warn_about_state (const struct layer *l)
+void
+layer_warn_damaged (const struct layer *l)
 {
   const char *problem = NULL;
 
@@ -92,7 +92,6 @@ layer_load_qcow2 (struct layer *l, struct qcow2_error *error)
   l->unit_bits = h->cluster_bits;
   if (h->incompatible_features & INCOMPAT_EXTENDED_L2)
     l->unit_bits -= SUBCLUSTER_BITS;
-  warn_about_state (l);
   return 0;
 }
 

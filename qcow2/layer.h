@@ -55,6 +55,11 @@ struct layer {
  */
 extern int layer_load_qcow2 (struct layer *l, struct qcow2_error *error);
 
+/* Warn if the image is marked dirty or corrupt, as one that is therefore
+ * served read-only.
+ */
+extern void layer_warn_damaged (const struct layer *l);
+
 /* The same for a raw file: just its size. */
 extern int layer_load_raw (struct layer *l, struct qcow2_error *error);
 

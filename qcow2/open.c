@@ -17,6 +17,7 @@
 #include "image.h"
 #include "io-file.h"
 #include "named-file.h"
+#include "repair.h"
 #include "writer.h"
 
 /* What is needed only while an image is being opened. */
@@ -168,6 +169,14 @@ open_data_file (struct opening *o, struct layer *l)
 
 /*----- Layers -----*/
 
+static bool
+to_be_repaired (const struct opening *o, const struct layer *l)
+{
+  return l->index == 0 && o->writable &&
+    (l->header.incompatible_features & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT))
+    == INCOMPAT_DIRTY;
+}
+
 /* Make the file open on FD, which is consumed, the next layer. */
 static int
 add_layer (struct opening *o, int fd, const char *filename, bool is_raw)
@@ -195,6 +204,8 @@ add_layer (struct opening *o, int fd, const char *filename, bool is_raw)
     layer_free (l);
     return r;
   }
+  if (!to_be_repaired (o, l))
+    layer_warn_damaged (l);
   chain->layers[chain->nr_layers++] = l;
   return 0;
 }
@@ -334,14 +345,37 @@ read_snapshots (struct opening *o)
   return r;
 }
 
+/* What can't be repaired stays dirty. */
+static void
+repair_top (struct opening *o)
+{
+  struct layer *top = o->image->chain.layers[0];
+  struct qcow2_error error;
+
+  if (repair_image (top, &o->image->snapshots, &error) < 0)
+    log_message (&top->log, QCOW2_LOG_WARNING,
+                 "%s: the image was not closed properly (dirty bit) and "
+                 "can't be repaired here: %s; it is served read-only, use "
+                 "\"qemu-img check -r all\" to repair it", top->filename,
+                 error.message);
+}
+
 /* Damaged images are not made worse. */
 static int
 make_writer (struct opening *o)
 {
   const struct layer *top = o->image->chain.layers[0];
 
-  if (!o->writable ||
-      top->header.incompatible_features & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT))
+  if (!o->writable)
+    return 0;
+  if (o->options->lazy_refcounts == QCOW2_LAZY_ON && top->header.version < 3)
+    return qcow2_error_set (o->error, ENOTSUP,
+                            "%s: lazy refcounts need an image of version 3 "
+                            "(compat=1.1), this one has version %u",
+                            top->filename, top->header.version);
+  if (to_be_repaired (o, top))
+    repair_top (o);
+  if (top->header.incompatible_features & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT))
     return 0;
   return writer_new (o->image, o->options, o->error);
 }

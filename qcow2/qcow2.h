@@ -36,6 +36,15 @@ enum qcow2_log_level {
   QCOW2_LOG_ERROR,              /* why a request failed */
 };
 
+/* Refcounts need not be right on disk while an image is in use, if its
+ * header says that it has to be repaired otherwise (the dirty bit).
+ */
+enum qcow2_lazy_refcounts {
+  QCOW2_LAZY_AS_IMAGE,          /* as the image's header says */
+  QCOW2_LAZY_ON,                /* version 3 only */
+  QCOW2_LAZY_OFF,
+};
+
 struct qcow2_options {
   /* The format of backing files for which the header names none:
    * "qcow2", "raw", or NULL, in which case such an image is refused.
@@ -61,9 +70,12 @@ struct qcow2_options {
   bool lock;
 
   /* Open the top image for writing.  Where that can't be, a warning says
-   * why, and it is opened read-only.
+   * why, and it is opened read-only.  If it was not closed properly, it
+   * is repaired first.
    */
   bool writable;
+
+  enum qcow2_lazy_refcounts lazy_refcounts;
 
   /* Give space that becomes free back to the host. */
   bool discard;

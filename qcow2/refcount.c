@@ -15,6 +15,7 @@
 #include "format.h"
 #include "guard.h"
 #include "refcount.h"
+#include "refcount-word.h"
 
 /* Bits 9 to 63 of a refcount table entry. */
 #define TABLE_OFFSET_MASK (~UINT64_C (511))
@@ -95,47 +96,6 @@ refcounts_free (struct refcounts *rc)
   slice_cache_free (rc->slices);
   pthread_mutex_destroy (&rc->lock);
   free (rc);
-}
-
-/*----- One refcount in a word -----*/
-
-/* Widths of 8 bits and more are big-endian numbers in a row; narrower
- * ones fill each byte from its low bits on.
- */
-static unsigned
-shift_in_word (const struct refcounts *rc, uint64_t index)
-{
-  unsigned bits = 1u << rc->order;
-  unsigned in_word = index & ((64u >> rc->order) - 1);
-  unsigned per_byte = 8 / (bits < 8 ? bits : 8);
-  unsigned byte;
-
-  if (bits >= 8)
-    return 64 - bits - in_word * bits;
-  byte = in_word / per_byte;
-  return 56 - 8 * byte + (in_word % per_byte) * bits;
-}
-
-static uint64_t
-max_refcount (const struct refcounts *rc)
-{
-  return rc->order == 6 ? UINT64_MAX :
-    (UINT64_C (1) << (1u << rc->order)) - 1;
-}
-
-static uint64_t
-word_get (const struct refcounts *rc, uint64_t word, uint64_t index)
-{
-  return word >> shift_in_word (rc, index) & max_refcount (rc);
-}
-
-static uint64_t
-word_set (const struct refcounts *rc, uint64_t word, uint64_t index,
-          uint64_t value)
-{
-  unsigned shift = shift_in_word (rc, index);
-
-  return (word & ~(max_refcount (rc) << shift)) | value << shift;
 }
 
 /*----- Slices -----*/
@@ -230,7 +190,9 @@ refcounts_get (struct refcounts *rc, uint64_t cluster, uint64_t *value)
     return 0;
   if (r < 0)
     return r;
-  *value = word_get (rc, slice_load (&ref, word_of (rc, p.first)), p.first);
+  *value = refcount_word_get (rc->order,
+                              slice_load (&ref, word_of (rc, p.first)),
+                              p.first);
   slice_unpin (rc->slices, &ref);
   return 0;
 }
@@ -240,7 +202,8 @@ static uint64_t
 load_at (const struct refcounts *rc, const struct slice_ref *ref,
          uint64_t index)
 {
-  return word_get (rc, slice_load (ref, word_of (rc, index)), index);
+  return refcount_word_get (rc->order,
+                            slice_load (ref, word_of (rc, index)), index);
 }
 
 static void
@@ -249,7 +212,8 @@ store_at (const struct refcounts *rc, struct slice_ref *ref, uint64_t index,
 {
   size_t w = word_of (rc, index);
 
-  slice_store (ref, w, word_set (rc, slice_load (ref, w), index, value));
+  slice_store (ref, w, refcount_word_set (rc->order, slice_load (ref, w),
+                                          index, value));
 }
 
 /* How many of NR refcounts from p->first on are in this slice. */
@@ -305,7 +269,8 @@ refcounts_encode (const struct refcounts *rc, uint64_t *block,
 {
   uint64_t *word = &block[word_of (rc, index)];
 
-  *word = htobe64 (word_set (rc, be64toh (*word), index, value));
+  *word = htobe64 (refcount_word_set (rc->order, be64toh (*word), index,
+                                      value));
 }
 
 /* What follows from a slice: NR refcounts from the position on are 0, or

@@ -19,6 +19,7 @@ struct cursor {
   struct qcow2_storage *s;
   uint64_t offset;
   uint64_t limit;               /* the table may not go on from here */
+  uint64_t end;                 /* of the last entry, without padding */
 };
 
 static int
@@ -48,6 +49,7 @@ cursor_skip (struct cursor *c, uint64_t n)
 static void
 cursor_align (struct cursor *c)
 {
+  c->end = c->offset;
   c->offset = (c->offset + 7) & ~UINT64_C (7);
   if (c->offset > c->limit)
     c->offset = c->limit;
@@ -176,7 +178,7 @@ snapshot_table_read (struct qcow2_storage *s, const struct header *h,
       return r;
     }
   }
-  table->table_bytes = c.offset - h->snapshots_offset;
+  table->table_bytes = c.end - h->snapshots_offset;
   return 0;
 }
 

@@ -61,6 +61,15 @@ pressure (void *opaque)
   return commit (&w->committer);
 }
 
+static int
+refcount_pressure (void *opaque)
+{
+  struct writer *w = opaque;
+
+  committer_want_refcounts (&w->committer);
+  return commit (&w->committer);
+}
+
 static void
 connect_parts (struct writer *w)
 {
@@ -73,9 +82,22 @@ connect_parts (struct writer *w)
   c->retire = &w->retire;
   c->epoch = &w->image->epoch;
   c->turn = &w->turn;
+  c->lazy = w->lazy_refcounts;
   w->alloc.committer = c;
   slice_cache_on_pressure (w->top->slices, pressure, w);
-  slice_cache_on_pressure (w->rc->slices, pressure, w);
+  slice_cache_on_pressure (w->rc->slices, refcount_pressure, w);
+}
+
+static bool
+wants_lazy_refcounts (const struct header *h,
+                      enum qcow2_lazy_refcounts option)
+{
+  switch (option) {
+  case QCOW2_LAZY_ON: return true;
+  case QCOW2_LAZY_OFF: return false;
+  case QCOW2_LAZY_AS_IMAGE: break;
+  }
+  return h->compatible_features & COMPAT_LAZY_REFCOUNTS;
 }
 
 int
@@ -93,6 +115,8 @@ writer_new (struct qcow2 *image, const struct qcow2_options *options,
   w->discard = options->discard;
   w->data_file_raw = w->top->external_data &&
     w->top->header.autoclear_features & AUTOCLEAR_RAW_DATA;
+  w->lazy_refcounts = wants_lazy_refcounts (&w->top->header,
+                                            options->lazy_refcounts);
   init_locks (w);
 
   r = refcounts_new (w->top, options->cache_bytes / REFCOUNT_CACHE_PART,
@@ -118,17 +142,23 @@ writer_new (struct qcow2 *image, const struct qcow2_options *options,
 /*----- The first change -----*/
 
 /* Autoclear features that we don't keep up to date: all but the raw
- * data file's, which zero.c and write.c see to.
+ * data file's, which zero.c and write.c see to.  And the dirty bit, if
+ * refcounts will be wrong on disk.
  */
 static int
-clear_features (struct writer *w)
+prepare_header (struct writer *w)
 {
   const struct header_features clear = { .autoclear = ~AUTOCLEAR_RAW_DATA };
+  const struct header_features set = {
+    .incompatible = w->lazy_refcounts ? INCOMPAT_DIRTY : 0,
+  };
   int r;
 
   turn_take (&w->turn);
-  r = header_writer_set_features (w->header, NULL, &clear);
+  r = header_writer_set_features (w->header, &set, &clear);
   turn_give (&w->turn);
+  if (r == 0)
+    w->dirty = w->lazy_refcounts;
   return r;
 }
 
@@ -142,7 +172,7 @@ begin (struct writer *w)
     r = guard_check (w->top, METADATA_HEADER, 0,
                      layer_cluster_bytes (w->top), "the header");
     if (r == 0)
-      r = clear_features (w);
+      r = prepare_header (w);
     if (r == 0)
       r = worker_start (w);
     if (r == 0)
@@ -223,6 +253,15 @@ commit_all (struct writer *w)
   return r;
 }
 
+/* Everything is durable. */
+static int
+clear_dirty_bit (struct writer *w)
+{
+  const struct header_features clear = { .incompatible = INCOMPAT_DIRTY };
+
+  return header_writer_set_features (w->header, NULL, &clear);
+}
+
 int
 writer_finish (struct writer *w)
 {
@@ -232,8 +271,11 @@ writer_finish (struct writer *w)
     return 0;
   worker_stop (w);
   w->finished = true;
+  atomic_store (&w->committer.finishing, true);
   if (w->begun)
     r = commit_all (w);
+  if (r == 0 && w->dirty)
+    r = clear_dirty_bit (w);
   if (r < 0 && !guard_is_corrupt (w->top))
     log_message (&w->top->log, QCOW2_LOG_ERROR,
                  "%s: the image was not closed properly: %s",

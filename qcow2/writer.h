@@ -20,6 +20,7 @@ struct writer {
   struct layer *top;
   bool discard;                 /* give freed space back to the host */
   bool data_file_raw;
+  bool lazy_refcounts;
 
   struct turn turn;
   struct header_writer *header;
@@ -32,6 +33,7 @@ struct writer {
 
   pthread_mutex_t begin_lock;
   _Atomic bool begun;           /* the header is ready for changes */
+  bool dirty;                   /* it has the dirty bit: under begin_lock */
 
   /* The background worker, see worker.c. */
   pthread_t thread;

@@ -235,7 +235,7 @@ crash_go (struct crash *c, uint64_t time)
       continue;
     if (e->kind == LOG_FLUSH)
       settle_flush (c, i);
-    else if (e->durable)
+    else if (e->durable && mutant_is_durable (c->classes, c->mutant, i))
       settle_durable_write (c, i);
   }
 

@@ -58,6 +58,8 @@ setup_file ()
     cp running.qcow2 unclean.qcow2
     printf '\001' | dd of=unclean.qcow2 bs=1 seek=79 conv=notrunc status=none
 
+    qemu-img create -q -f qcow2 -o compat=0.10 old.qcow2 1M
+
     # The second cluster's L2 entry (of the table at 0x40000) names the L1 table.
     qemu-img create -q -f qcow2 damaged.qcow2 1M
     qemu-io -f qcow2 -c 'write -q -P 4 0 128k' damaged.qcow2

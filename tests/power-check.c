@@ -12,8 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "crash-state.h"
+#include "metadata-damage.h"
 #include "power-check.h"
 #include "qemu-image.h"
 
@@ -22,11 +24,10 @@
 
 extern char **environ;
 
-int
-qemu_check (const char *image)
+/* In DIR if that is not NULL. */
+static int
+run_qemu (const char *dir, char *const argv[])
 {
-  char *const argv[] = { "qemu-img", "check", "-q", "-U", "-f", "qcow2",
-                         (char *) image, NULL };
   posix_spawn_file_actions_t actions;
   pid_t pid;
   int status, r;
@@ -34,6 +35,8 @@ qemu_check (const char *image)
   posix_spawn_file_actions_init (&actions);
   posix_spawn_file_actions_addopen (&actions, 1, "/dev/null", O_WRONLY, 0);
   posix_spawn_file_actions_addopen (&actions, 2, "/dev/null", O_WRONLY, 0);
+  if (dir)
+    posix_spawn_file_actions_addchdir_np (&actions, dir);
   r = posix_spawnp (&pid, argv[0], &actions, NULL, argv, environ);
   posix_spawn_file_actions_destroy (&actions);
   if (r != 0 || waitpid (pid, &status, 0) != pid) {
@@ -41,6 +44,25 @@ qemu_check (const char *image)
     exit (1);
   }
   return WIFEXITED (status) ? WEXITSTATUS (status) : 99;
+}
+
+int
+qemu_check (const char *image)
+{
+  char *const argv[] = { "qemu-img", "check", "-q", "-U", "-f", "qcow2",
+                         (char *) image, NULL };
+
+  return run_qemu (NULL, argv);
+}
+
+/* QEMU takes the name of the data file relative to where it runs. */
+static int
+qemu_repair (const char *dir)
+{
+  char *const argv[] = { "qemu-img", "check", "-q", "-r", "all", "-f",
+                         "qcow2", SUBJECT_IMAGE, NULL };
+
+  return run_qemu (dir, argv);
 }
 
 struct checking {
@@ -55,18 +77,19 @@ struct checking {
   struct power_result result;
   uint8_t *buf;
   char dir[64];
+  char copy[80];                /* the same, repaired */
 };
 
 /* What is wrong, or NULL. */
 static const char *
-judge_content (struct checking *c, uint64_t time)
+judge_content (struct checking *c, const char *dir, uint64_t time)
 {
   static __thread char text[300];
   const struct power_run *run = c->run;
   const struct write_subject *s = run->subject;
   struct qcow2_error error;
   uint64_t first = 0, nr;
-  int r = subject_read (s, c->dir, false, c->buf, &error);
+  int r = subject_read (s, dir, false, c->buf, &error);
 
   if (r < 0) {
     snprintf (text, sizeof text, "%.200s: %s", error.message, strerror (-r));
@@ -80,10 +103,54 @@ judge_content (struct checking *c, uint64_t time)
   }
   if (!run->snapshot)
     return NULL;
-  r = subject_read (s, c->dir, true, c->buf, &error);
+  r = subject_read (s, dir, true, c->buf, &error);
   if (r < 0 || memcmp (c->buf, run->snapshot, s->disk_bytes) != 0)
     return "the snapshot has changed";
   return NULL;
+}
+
+static void
+copy_file (const struct checking *c, const char *name)
+{
+  char from[200], to[200];
+  uint64_t bytes;
+  uint8_t *content;
+  int fd;
+
+  snprintf (from, sizeof from, "%s/%s", c->dir, name);
+  snprintf (to, sizeof to, "%s/%s", c->copy, name);
+  content = file_content (from, &bytes);
+  fd = open (to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd == -1 || write (fd, content, bytes) != (ssize_t) bytes) {
+    printf ("Bail out! %s: %s\n", to, strerror (errno));
+    exit (1);
+  }
+  close (fd);
+  free (content);
+}
+
+/* Repair a copy, and judge it.  *STATUS: of `qemu-img check' then. */
+static const char *
+judge_repaired (struct checking *c, uint64_t time, int *status)
+{
+  char copy[100];
+
+  snprintf (copy, sizeof copy, "%s/" SUBJECT_IMAGE, c->copy);
+  copy_file (c, SUBJECT_IMAGE);
+  if (c->run->subject->data_file)
+    copy_file (c, c->run->subject->data_file);
+  *status = 0;
+  if (c->result.nr_repaired++ % 2 == 0)
+    *status = qemu_repair (c->copy);
+  else if (subject_repair (c->run->subject, c->copy) < 0)
+    return "it can't be repaired";
+  if (damage_is_dirty (copy))
+    return "it is dirty after its repair";
+  if (*status == 0)
+    *status = qemu_check (copy);
+  if (*status == 3)
+    return "it has leaks after its repair";
+  return judge_content (c, c->copy, time);
 }
 
 static void
@@ -96,8 +163,11 @@ judge (struct checking *c, uint64_t time, enum crash_mode mode,
   int status;
 
   snprintf (image, sizeof image, "%s/" SUBJECT_IMAGE, c->dir);
-  wrong = judge_content (c, time);
-  status = qemu_check (image);
+  wrong = judge_content (c, c->dir, time);
+  if (wrong || !damage_is_dirty (image))
+    status = qemu_check (image);
+  else
+    wrong = judge_repaired (c, time, &status);
   result->nr_states++;
   result->nr_balance += balance;
   if (status == 3)
@@ -125,6 +195,7 @@ checker (void *opaque)
 
   /* A backing file does not change. */
   run_command ("ln -s ../base.qcow2 %s", c->dir);
+  run_command ("mkdir %s && ln -s ../../base.qcow2 %s", c->copy, c->copy);
   for (i = c->nr; i < c->nr_moments; i += NR_CHECKERS) {
     crash_go (crash, c->moments[i]);
     for (j = 0; j < MODES_PER_MOMENT && !atomic_load (c->stop); ++j) {
@@ -188,6 +259,7 @@ add_result (struct power_result *sum, const struct power_result *one)
   sum->nr_states += one->nr_states;
   sum->nr_bad += one->nr_bad;
   sum->nr_leaks += one->nr_leaks;
+  sum->nr_repaired += one->nr_repaired;
   sum->nr_balance += one->nr_balance;
 }
 
@@ -212,6 +284,7 @@ power_check (const struct power_run *run, enum write_mutant mutant,
       .stop = &stop, .buf = malloc (run->subject->disk_bytes),
     };
     snprintf (checks[i].dir, sizeof checks[i].dir, "state%u", i);
+    snprintf (checks[i].copy, sizeof checks[i].copy, "state%u/repaired", i);
     if (!checks[i].buf ||
         pthread_create (&threads[i], NULL, checker, &checks[i]) != 0) {
       printf ("Bail out! can't start threads\n");

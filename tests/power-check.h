@@ -25,13 +25,15 @@ struct power_result {
   unsigned nr_states;
   unsigned nr_bad;
   unsigned nr_leaks;
+  unsigned nr_repaired;         /* they had the dirty bit */
   uint64_t nr_balance;          /* sum of requests in the balance */
   char first[400];              /* what is wrong with a bad one */
 };
 
 /* Check NR_STATES states, drawn by SEED, on two threads; each is read
- * by the engine, and by `qemu-img check'.  ONLY_FIRST: end at the first
- * bad one.
+ * by the engine, and by `qemu-img check'.  What has the dirty bit is
+ * repaired before that, by the engine or by QEMU, and then read once
+ * more.  ONLY_FIRST: end at the first bad one.
  */
 extern void power_check (const struct power_run *run,
                          enum write_mutant mutant, unsigned nr_states,

@@ -74,6 +74,8 @@ draw_features (struct random_image *image, enum image_trait trait,
   image->refcount_bits = 16;
   if (image->version == 3 && one_in (2, seed))
     image->refcount_bits = 1u << random_below (seed, 7);
+  image->lazy_refcounts = image->version == 3 &&
+    (trait == TRAIT_LAZY_REFCOUNTS || one_in (4, seed));
   image->preallocation = "off";
   if (trait == TRAIT_PREALLOCATED || (trait == TRAIT_EXTENDED &&
                                       one_in (2, seed)))
@@ -117,9 +119,10 @@ describe (struct random_image *image)
 {
   snprintf (image->description, sizeof image->description,
             "v%u, clusters of %" PRIu64 ", %" PRIu64 " bytes, "
-            "%u refcount bits, preallocation %s%s%s%s%s%s, %u snapshots, "
+            "%u refcount bits%s, preallocation %s%s%s%s%s%s, %u snapshots, "
             "%u backing files", image->version, image->cluster_bytes,
-            image->size_bytes, image->refcount_bits, image->preallocation,
+            image->size_bytes, image->refcount_bits,
+            image->lazy_refcounts ? " (lazy)" : "", image->preallocation,
             image->extended ? ", extended L2" : "",
             image->data_file ? ", data file" : "",
             image->data_file_raw ? " (raw)" : "",
@@ -210,7 +213,8 @@ make_options (const struct random_image *image, char *options, size_t bytes)
   if (image->version == 2)
     ADD (",compat=0.10");
   else
-    ADD (",refcount_bits=%u", image->refcount_bits);
+    ADD (",refcount_bits=%u,lazy_refcounts=%s", image->refcount_bits,
+         image->lazy_refcounts ? "on" : "off");
   if (image->extended)
     ADD (",extended_l2=on");
   if (image->compression && strcmp (image->compression, "zstd") == 0)

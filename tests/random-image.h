@@ -28,6 +28,7 @@ enum image_trait {
   TRAIT_EXTENDED_SNAPSHOTS,
   TRAIT_EXTENDED_DATA_FILE,
   TRAIT_LARGE_CLUSTERS,         /* of 2 MiB */
+  TRAIT_LAZY_REFCOUNTS,
   NR_TRAITS,
 };
 
@@ -48,6 +49,7 @@ struct random_image {
   unsigned version;
   bool extended;
   unsigned refcount_bits;
+  bool lazy_refcounts;
   const char *compression;      /* or NULL */
   const char *preallocation;
   unsigned nr_snapshots;

@@ -222,6 +222,7 @@ write_mutant_name (enum write_mutant mutant)
     "new L2 tables after L1 entries",
     "refcount blocks after their table entries",
     "clusters freed before they are unlinked",
+    "the header after everything else",
   };
 
   return names[mutant];
@@ -268,9 +269,17 @@ mutant_covers (const struct write_classes *classes, enum write_mutant mutant,
     return class != CLASS_L2_NEW || !is_first_of_two (classes, f);
   case MUTANT_LATE_AREA:
     return class != CLASS_REFCOUNT_AREA || flush != CLASS_FLUSH_GROWTH;
+  case MUTANT_LATE_HEADER: return class != CLASS_HEADER;
   case MUTANT_NONE:
   case MUTANT_EARLY_FREE:
     break;
   }
   return true;
+}
+
+bool
+mutant_is_durable (const struct write_classes *classes,
+                   enum write_mutant mutant, size_t i)
+{
+  return mutant != MUTANT_LATE_HEADER || classes->of[i] != CLASS_HEADER;
 }

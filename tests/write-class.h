@@ -50,9 +50,10 @@ enum write_mutant {
   MUTANT_LATE_TABLE,            /* a new L2 table, the L1 entry */
   MUTANT_LATE_AREA,             /* refcount blocks, their table's entries */
   MUTANT_EARLY_FREE,            /* L2 entries, giving up the clusters */
+  MUTANT_LATE_HEADER,           /* the dirty bit, everything else */
 };
 
-#define NR_WRITE_MUTANTS 10
+#define NR_WRITE_MUTANTS 11
 
 struct write_classes {
   const struct write_log *log;
@@ -78,5 +79,9 @@ extern uint64_t mutant_begin (const struct write_classes *classes,
  */
 extern bool mutant_covers (const struct write_classes *classes,
                            enum write_mutant mutant, size_t f, size_t i);
+
+/* Is the durable write, event I, durable by itself? */
+extern bool mutant_is_durable (const struct write_classes *classes,
+                               enum write_mutant mutant, size_t i);
 
 #endif /* WRITE_CLASS_H */

@@ -75,6 +75,33 @@ const struct write_subject write_subjects[] = {
     .nr_before = 10, .kinds_before = WRITE_ZEROES,
     .nr_threads = 3, .nr_ops = 80, .max_bytes = 70 * KiB,
     .percent_zero = 10, .percent_trim = 10, .nr_sessions = 2 },
+  { .name = "lazy refcounts, growing",
+    .create = QEMU "-o lazy_refcounts=on,cluster_size=512,refcount_bits=64 "
+      "disk.qcow2 8M",
+    .disk_bytes = 8 * MiB, .cluster_bytes = 512,
+    .nr_threads = 2, .nr_ops = 60, .max_bytes = 150 * KiB,
+    .percent_zero = 5, .percent_trim = 5, .nr_sessions = 2,
+    .cache_bytes = 64 * KiB },
+  { .name = "lazy refcounts, snapshots",
+    .create = QEMU "-o lazy_refcounts=on,cluster_size=4k disk.qcow2 4M",
+    .disk_bytes = 4 * MiB, .cluster_bytes = 4 * KiB,
+    .nr_before = 60, .kinds_before = WRITE_ZEROES | WRITE_COMPRESSED,
+    .snapshot = true,
+    .nr_threads = 3, .nr_ops = 80, .max_bytes = 30 * KiB,
+    .percent_zero = 15, .percent_trim = 15, .nr_sessions = 2 },
+  { .name = "lazy refcounts, data file",
+    .create = QEMU "-o lazy_refcounts=on,data_file=data.raw,cluster_size=4k "
+      "disk.qcow2 2M",
+    .disk_bytes = 2 * MiB, .cluster_bytes = 4 * KiB,
+    .data_file = "data.raw",
+    .nr_threads = 3, .nr_ops = 60, .max_bytes = 20 * KiB,
+    .percent_zero = 15, .percent_trim = 15, .nr_sessions = 2 },
+  { .name = "lazy refcounts, full device",
+    .create = QEMU "-o lazy_refcounts=on,cluster_size=4k disk.qcow2 2M",
+    .disk_bytes = 2 * MiB, .cluster_bytes = 4 * KiB,
+    .spare_bytes = 1300 * KiB,
+    .nr_threads = 3, .nr_ops = 120, .max_bytes = 40 * KiB,
+    .percent_zero = 20, .percent_trim = 20, .nr_sessions = 2 },
   { .name = "growing refcount table",
     .create = QEMU "-o cluster_size=512,refcount_bits=64 disk.qcow2 8M",
     .disk_bytes = 8 * MiB, .cluster_bytes = 512,
@@ -180,6 +207,30 @@ subject_read (const struct write_subject *s, const char *dir, bool snapshot,
   }
   qcow2_close (image);
   return r;
+}
+
+int
+subject_repair (const struct write_subject *s, const char *dir)
+{
+  struct qcow2_options options;
+  struct qcow2_error error;
+  struct qcow2 *image;
+  struct qcow2_view *view;
+  char name[512];
+  int r, r2;
+
+  subject_options (s, dir, &options);
+  options.writable = true;
+  snprintf (name, sizeof name, "%s/" SUBJECT_IMAGE, dir);
+  r = qcow2_open (name, &options, &image, &error);
+  if (r < 0)
+    return r;
+  r = qcow2_view_open (image, QCOW2_ACTIVE, &view, &error);
+  if (r == 0 && !qcow2_view_can_write (view))
+    r = -EROFS;
+  qcow2_view_close (view);
+  r2 = qcow2_close (image);
+  return r < 0 ? r : r2;
 }
 
 /*----- Requests -----*/

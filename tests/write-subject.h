@@ -55,6 +55,11 @@ extern int subject_read (const struct write_subject *s, const char *dir,
                          bool snapshot, uint8_t *buf,
                          struct qcow2_error *error);
 
+/* Open DIR's image for writing, which repairs it, and close it.  Returns
+ * a negative errno; -EROFS: it could not be repaired.
+ */
+extern int subject_repair (const struct write_subject *s, const char *dir);
+
 /* One round of requests from all threads, noted in GUEST.  Returns how
  * many failed.
  */

@@ -90,11 +90,18 @@ holds ()
 
 kinds=(cluster_size=64k cluster_size=512 cluster_size=4k,compat=0.10
        cluster_size=64k,extended_l2=on cluster_size=64k,preallocation=metadata
-       cluster_size=2M cluster_size=4k,refcount_bits=64)
+       cluster_size=2M cluster_size=4k,refcount_bits=64
+       cluster_size=64k,lazy_refcounts=on cluster_size=512,lazy_refcounts=on)
 
 client ()
 {
     "$PYTHON" "$BATS_TEST_DIRNAME/nbd-interrupted.py" "$@"
+}
+
+# is_dirty: does disk.qcow2 have the dirty bit?
+is_dirty ()
+{
+    qemu-img info -U --output=json disk.qcow2 | grep -q '"dirty-flag": true'
 }
 
 # make_kind NUMBER: an image of one of these kinds, with a snapshot at times.
@@ -112,9 +119,13 @@ make_kind ()
 # write_until_gone SEED: a client writes; the server lives for a moment.
 write_until_gone ()
 {
+    rm -f state
     start_nbdkit disk.qcow2 write=on discard=unmap
     client write "$uri" state "$1" 3>&- &
     client_pid=$!
+    until [ -e state ]; do      # it is connected
+        sleep 0.02
+    done
     sleep 0.$(printf %03d $((RANDOM % 900 + 100)))
 }
 
@@ -133,16 +144,19 @@ write_until_gone ()
     done
 }
 
-# A killed server may leak clusters (qemu-img's exit status 3), no more.
+# A killed server may leak clusters (qemu-img's exit status 3), no more.  With
+# lazy refcounts the image is dirty: the next server repairs it.
 @test "kill -9 loses nothing flushed and damages nothing" {
     RANDOM=4
+    repairs=0
     for ((seed = 0; seed < ${KILLS:-20}; seed++)); do
         make_kind $seed
         write_until_gone $seed
         kill_nbdkit
         wait $client_pid
         status=0
-        qemu-img check -f qcow2 disk.qcow2 > check.log 2>&1 || status=$?
+        is_dirty || qemu-img check -f qcow2 disk.qcow2 > check.log 2>&1 ||
+            status=$?
         if [ $status -ne 0 ] && [ $status -ne 3 ]; then
             tail -n 20 check.log
             fail "kill $seed: qemu-img check has exit status $status"
@@ -151,7 +165,75 @@ write_until_gone ()
         start_nbdkit disk.qcow2 write=on
         client verify "$uri" state flushed
         stop_nbdkit
+        if grep -q repaired "$server_stderr"; then
+            repairs=$((repairs + 1))
+            qemu-img check -f qcow2 disk.qcow2
+        fi
     done
+    # Two of nine kinds have lazy refcounts.
+    [ $repairs -gt $((seed / 9)) ]
+}
+
+@test "an image that qemu-io left dirty is repaired" {
+    qemu-img create -q -f qcow2 -o lazy_refcounts=on disk.qcow2 64M
+    qemu-io -f qcow2 -c 'write -P 1 0 1M' disk.qcow2
+    qemu-img snapshot -c before disk.qcow2
+    # The L2 table is not shared any more then.
+    qemu-io -f qcow2 -c 'write -c -P 3 8M 64k' disk.qcow2
+    # A core is not needed.
+    (ulimit -c 0; qemu-io -f qcow2 -c 'write -P 2 512k 3M' -c flush \
+        -c abort disk.qcow2) || true
+    is_dirty
+    [ "$(qemu-img check disk.qcow2 2>&1 | grep -c ERROR)" -gt 0 ]
+
+    start_nbdkit disk.qcow2 write=on
+    qemu-io -f raw -c 'read -P 1 0 512k' -c 'read -P 2 512k 3M' \
+        -c 'read -P 3 8M 64k' -c 'write -P 4 20M 1M' "$uri" > qemu.log
+    run ! grep -i 'verification failed' qemu.log
+    stop_nbdkit
+    grep -E 'warning: disk.qcow2: the image was not closed properly; it has been repaired: [1-9][0-9]* refcounts corrected, [0-9]+ leaks freed' \
+        "$server_stderr"
+    run ! is_dirty
+    qemu-img check disk.qcow2
+    qemu-img convert -l before -O raw disk.qcow2 before.raw
+    qemu-io -f raw -c 'read -P 1 0 1M' before.raw > qemu.log
+    run ! grep -i 'verification failed' qemu.log
+}
+
+@test "a dirty image that can't be repaired is served read-only" {
+    qemu-img create -q -f qcow2 disk.qcow2 1M
+    qemu-io -f qcow2 -c 'write -q -P 1 0 1M' disk.qcow2
+    # The dirty bit; the second L2 entry, not aligned now.
+    printf '\001' | dd of=disk.qcow2 bs=1 seek=79 conv=notrunc status=none
+    printf '\002' | dd of=disk.qcow2 bs=1 seek=$((0x40000 + 14)) \
+        conv=notrunc status=none
+    cp disk.qcow2 copy
+    start_nbdkit disk.qcow2 write=on
+    nbdinfo --is read-only "$uri"
+    stop_nbdkit
+    grep -F "can't be repaired here: L2 table at 0x40000, entry 1: the data cluster is not aligned; it is served read-only, use \"qemu-img check -r all\"" \
+        "$server_stderr"
+    cmp disk.qcow2 copy
+}
+
+@test "lazy-refcounts= is obeyed, and needs version 3" {
+    for options in compat=1.1 lazy_refcounts=on; do
+        for lazy in on off; do
+            rm -f disk.qcow2
+            qemu-img create -q -f qcow2 -o $options disk.qcow2 8M
+            start_nbdkit disk.qcow2 write=on lazy-refcounts=$lazy
+            qemu-io -f raw -c 'write 0 1M' -c flush "$uri"
+            if [ $lazy = on ]; then is_dirty; else run ! is_dirty; fi
+            stop_nbdkit
+            run ! is_dirty
+            qemu-img check disk.qcow2
+        done
+    done
+    qemu-img create -q -f qcow2 -o compat=0.10 old.qcow2 8M
+    refuses_to_start 'old.qcow2: lazy refcounts need an image of version 3' \
+        old.qcow2 write=on lazy-refcounts=on
+    start_nbdkit old.qcow2 write=on lazy-refcounts=off
+    stop_nbdkit
 }
 
 @test "what is written in place and not flushed is flushed in the background" {
