@@ -18,6 +18,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "plugin-create.h"
 #include "plugin-exports.h"
 #include "qcow2/qcow2.h"
 
@@ -27,6 +28,7 @@ static const char *filename;
 static const char *snapshot;
 static const char **allow_dirs;
 static struct qcow2_options options;
+static bool write_off;          /* said explicitly */
 
 static struct qcow2 *image;
 static struct exports *exports;
@@ -47,6 +49,7 @@ plugin_load (void)
 {
   qcow2_options_init (&options);
   options.log = log_message;
+  create_load ();
 }
 
 /* After SIGTERM open connections are not closed, but this is called. */
@@ -62,6 +65,7 @@ plugin_unload (void)
   exports_free (exports);
   qcow2_close (image);
   free (allow_dirs);
+  create_unload ();
 }
 
 /*----- Parameters -----*/
@@ -154,8 +158,19 @@ config_max_chain (const char *key, const char *value)
 }
 
 static int
+config_write (const char *value)
+{
+  int r = config_bool (value, &options.writable);
+
+  write_off = !options.writable;
+  return r;
+}
+
+static int
 plugin_config (const char *key, const char *value)
 {
+  int r;
+
   if (strcmp (key, "file") == 0) {
     if (filename) {
       nbdkit_error ("file= was given twice");
@@ -185,11 +200,14 @@ plugin_config (const char *key, const char *value)
   if (strcmp (key, "lock") == 0)
     return config_bool (value, &options.lock);
   if (strcmp (key, "write") == 0)
-    return config_bool (value, &options.writable);
+    return config_write (value);
   if (strcmp (key, "discard") == 0)
     return config_discard (value);
   if (strcmp (key, "max-chain") == 0)
     return config_max_chain (key, value);
+  r = create_config (key, value);
+  if (r != 0)
+    return r == 1 ? 0 : -1;
 
   nbdkit_error ("unknown parameter \"%s\"", key);
   return -1;
@@ -202,12 +220,27 @@ plugin_config_complete (void)
     nbdkit_error ("the file=DISK.qcow2 parameter is needed");
     return -1;
   }
-  return 0;
+  if (create_wanted ()) {
+    if (write_off) {
+      nbdkit_error ("create= makes an image to be written: it can't be used "
+                    "with write=off");
+      return -1;
+    }
+    if (snapshot) {
+      nbdkit_error ("create= makes an image without snapshots: it can't be "
+                    "used with snapshot=");
+      return -1;
+    }
+    options.writable = true;
+  }
+  return create_config_complete ();
 }
 
 #define plugin_config_help \
   "[file=]DISK.qcow2 (required)  The image to serve.\n" \
   "write=on|off                  Serve it for writing (default off).\n" \
+  "create=SIZE|backing           Make the image first, and serve it writable.\n" \
+  "create-options=OPTS           As for `qemu-img create -o'.\n" \
   "snapshot=NAME|ID              Serve this internal snapshot by default.\n" \
   "backing=none                  Serve the image without its backing file.\n" \
   "backing-format=qcow2|raw      Where the image does not tell the format.\n" \
@@ -237,6 +270,8 @@ plugin_get_ready (void)
   struct qcow2_error error;
   int r;
 
+  if (create_wanted () && create_image (filename, &options.data_file) == -1)
+    return -1;
   r = qcow2_open (filename, &options, &image, &error);
   if (r < 0) {
     nbdkit_error ("%s", error.message);
