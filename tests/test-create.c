@@ -152,7 +152,7 @@ static const struct {
   { 100 << 20, "preallocation=metadata,extended_l2=on,cluster_size=16k" },
   { 1 << 20, "preallocation=metadata,extended_l2=on,"
              "backing_file=base.qcow2,backing_fmt=qcow2" },
-  { 1 << 30, "preallocation=metadata" },
+  { 100 << 20, "preallocation=metadata" },
 };
 
 static void
@@ -203,7 +203,7 @@ static const struct {
              "backing_file=base.qcow2,backing_fmt=qcow2", WITH_OFFSETS },
   { 1 << 20, "preallocation=falloc,compat=0.10", WITH_OFFSETS },
   { 20 << 20, "preallocation=metadata,cluster_size=4k", WITHOUT_OFFSETS },
-  { 9 << 20, "preallocation=metadata,cluster_size=512,refcount_bits=64",
+  { 4 << 20, "preallocation=metadata,cluster_size=512,refcount_bits=64",
     NOTHING },
   { UINT64_C (5) << 30, "preallocation=metadata", WITHOUT_OFFSETS },
   { UINT64_C (5) << 30, "preallocation=metadata,extended_l2=on",
