@@ -239,7 +239,7 @@ plugin_config_complete (void)
 #define plugin_config_help \
   "[file=]DISK.qcow2 (required)  The image to serve.\n" \
   "write=on|off                  Serve it for writing (default off).\n" \
-  "create=SIZE|backing           Make the image first, and serve it writable.\n" \
+  "create=SIZE|backing           Make the image first, for writing.\n" \
   "create-options=OPTS           As for `qemu-img create -o'.\n" \
   "snapshot=NAME|ID              Serve this internal snapshot by default.\n" \
   "backing=none                  Serve the image without its backing file.\n" \

@@ -58,7 +58,7 @@ wait_for ()
         grep -Fx "$key" <<< "$output"
     done
     grep -E '^version=[0-9]+\.[0-9]+\.[0-9]+$' <<< "$output"
-    grep -E '^qcow2_features=read,write,snapshots,' <<< "$output"
+    grep -E '^qcow2_features=read,write,create,snapshots,' <<< "$output"
     grep -E '^qcow2_.*(inflate|deflate|zlib)' <<< "$output"
     grep -E '^qcow2_.*zstd' <<< "$output"
     # It exports nothing but what nbdkit looks for.
@@ -72,7 +72,7 @@ wait_for ()
     run_nbdkit "$plugin" --help
     for name in file= snapshot= backing=none backing-format= data-file= \
         allow-dir= max-chain= cache-size= compressed-cache-size= lock= \
-        write= discard=; do
+        write= discard= create= create-options=; do
         grep -F -- "$name" <<< "$output"
     done
     # ... and says what was built, as --dump-plugin does.
