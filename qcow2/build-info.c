@@ -9,8 +9,8 @@ static const char *
 features (void)
 {
   return codec_find (COMPRESSION_ZSTD) ?
-    "read,write,create,snapshots,backing,data-file,extended-l2,zlib,zstd" :
-    "read,write,create,snapshots,backing,data-file,extended-l2,zlib";
+    "read,write,snapshots,backing,data-file,extended-l2,zlib,zstd" :
+    "read,write,snapshots,backing,data-file,extended-l2,zlib";
 }
 
 bool

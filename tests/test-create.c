@@ -196,7 +196,8 @@ static const struct {
   { 5000 << 10, "preallocation=falloc,cluster_size=4k", WITH_OFFSETS },
   { 5000 << 10, "preallocation=full,cluster_size=4k", WITH_OFFSETS },
   { 20 << 20, "preallocation=falloc,cluster_size=4k", WITH_OFFSETS },
-  { 20 << 20, "preallocation=full,cluster_size=4k,refcount_bits=64", WITH_OFFSETS },
+  { 20 << 20, "preallocation=full,cluster_size=4k,refcount_bits=64",
+    WITH_OFFSETS },
   { 200 << 10, "preallocation=full,cluster_size=512", WITH_OFFSETS },
   { 3 << 20, "preallocation=falloc,extended_l2=on", WITH_OFFSETS },
   { 3 << 20, "preallocation=full,extended_l2=on,"
@@ -277,7 +278,8 @@ test_memory (void)
   getrusage (RUSAGE_SELF, &after);
   ok (after.ru_maxrss - before.ru_maxrss < 8 * 1024,
       "take %ld KiB of memory", after.ru_maxrss - before.ru_maxrss);
-  ok (holds ("cd ours && qemu-img check -q -f qcow2 x.qcow2"), "the check is clean");
+  ok (holds ("cd ours && qemu-img check -q -f qcow2 x.qcow2"),
+      "the check is clean");
 }
 
 int
