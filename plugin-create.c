@@ -96,11 +96,12 @@ create_config_complete (void)
 }
 
 int
-create_image (const char *filename, const char **data_file)
+create_image (const char *filename, bool lock, const char **data_file)
 {
   struct qcow2_error error;
   int r;
 
+  options.lock = lock;
   r = qcow2_create_data_file_name (filename, &options, &data_file_name,
                                    &error);
   if (r == 0)

@@ -23,10 +23,11 @@ extern bool create_wanted (void);
 /* To be called when all parameters are known.  -1 with a message printed. */
 extern int create_config_complete (void);
 
-/* Make the image FILENAME.  If it has a data file and *DATA_FILE is NULL,
+/* Make the image FILENAME, under QEMU's locks if LOCK.  If it has a data file and *DATA_FILE is NULL,
  * *DATA_FILE becomes its name, which lives until create_unload.  -1 with
  * errno and a message printed.
  */
-extern int create_image (const char *filename, const char **data_file);
+extern int create_image (const char *filename, bool lock,
+                         const char **data_file);
 
 #endif /* PLUGIN_CREATE_H */

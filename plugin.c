@@ -270,7 +270,8 @@ plugin_get_ready (void)
   struct qcow2_error error;
   int r;
 
-  if (create_wanted () && create_image (filename, &options.data_file) == -1)
+  if (create_wanted () &&
+      create_image (filename, options.lock, &options.data_file) == -1)
     return -1;
   r = qcow2_open (filename, &options, &image, &error);
   if (r < 0) {

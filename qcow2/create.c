@@ -3,8 +3,8 @@
 /* Creating an image: its files, and the order in which they are written.
  *
  *     sizes, space, tables   -> flush; the data file, too
+ *     names of the files     -> fsync of their directories
  *     header                 -> flush
- *     directories            -> fsync
  *
  * Before the header is there, nobody takes the file for an image; when it
  * is, all that it refers to is durable.
@@ -46,6 +46,7 @@ struct creation {
   struct create_layout layout;
   struct header_layout header;
   struct new_file image, data;
+  bool header_begun;            /* some of it may be written */
   struct qcow2_error *error;
 };
 
@@ -345,8 +346,28 @@ write_header (struct creation *c)
   struct qcow2_storage *s = c->image.storage;
   int r;
 
+  c->header_begun = true;
   r = qcow2_storage_write (s, c->header.bytes, c->header.nr_bytes, 0, false);
   return r < 0 ? r : qcow2_storage_flush (s);
+}
+
+/* A device can't be removed.  It read as zeros before. */
+static void
+undo_header (struct creation *c)
+{
+  struct qcow2_storage *s = c->image.storage;
+
+  if (!c->image.is_device || !c->header_begun)
+    return;
+  if (qcow2_storage_zero (s, 0, c->header.nr_bytes, false) == 0)
+    qcow2_storage_flush (s);
+}
+
+static int
+write_failed (struct creation *c, int r)
+{
+  return qcow2_error_set (c->error, -r, "%s: the image can't be written: "
+                          "%s", c->image.name, strerror (-r));
 }
 
 static int
@@ -363,16 +384,17 @@ write_files (struct creation *c)
     r = qcow2_storage_flush (data);
   if (r == 0)
     r = qcow2_storage_flush (c->image.storage);
-  if (r == 0)
-    r = write_header (c);
   if (r < 0)
-    return qcow2_error_set (c->error, -r, "%s: the image can't be written: "
-                            "%s", c->image.name, strerror (-r));
+    return write_failed (c, r);
+
   if (c->image.is_ours)
     r = sync_directory (c, &c->image);
   if (r == 0 && data)
     r = sync_directory (c, &c->data);
-  return r;
+  if (r < 0)
+    return r;
+  r = write_header (c);
+  return r < 0 ? write_failed (c, r) : 0;
 }
 
 /*----- All of it -----*/
@@ -450,6 +472,7 @@ qcow2_create (const char *filename, uint64_t size_bytes,
   if (r == 0)
     r = write_files (&c);
   if (r < 0) {                  /* while the locks are still held */
+    undo_header (&c);
     remove_new (&c.image);
     remove_new (&c.data);
   }

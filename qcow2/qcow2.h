@@ -278,7 +278,7 @@ extern void qcow2_create_options_clear (struct qcow2_create_options *options);
 
 /* Set what TEXT says: "name=value,name=value", with qemu-img's names and
  * values; a comma in a value is written twice.  What is said twice counts
- * as said last.  -EINVAL: an unknown name or a wrong value; -ENOTSUP:
+ * as said last; after an error some may be set.  -EINVAL: an unknown name or a wrong value; -ENOTSUP:
  * something that QEMU has, and this engine has not; -ENOMEM.
  */
 extern int qcow2_create_option_parse (struct qcow2_create_options *options,

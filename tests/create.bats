@@ -173,6 +173,21 @@ nothing_made ()
     cmp base.qcow2 before.qcow2
 }
 
+@test "a backing file that is being written is refused, but for lock=off" {
+    local writer
+    qemu-img create -q -f qcow2 base.qcow2 1M
+    start_nbdkit base.qcow2 write=on
+    writer=$server_pid
+    refuses_to_start 'Failed to get shared "write" lock' new.qcow2 \
+        create=backing \
+        create-options=backing_file=base.qcow2,backing_fmt=qcow2
+    [ ! -e new.qcow2 ]
+    start_nbdkit new.qcow2 create=backing lock=off \
+        create-options=backing_file=base.qcow2,backing_fmt=qcow2
+    stop_nbdkit
+    stop_nbdkit "$writer"
+}
+
 @test "an image whose backing file may not be opened stays, but is not served" {
     mkdir dir
     qemu-img create -q -f qcow2 base.qcow2 1M
