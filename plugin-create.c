@@ -78,8 +78,18 @@ create_wanted (void)
 }
 
 int
-create_config_complete (void)
+create_config_complete (bool write_off, bool has_snapshot)
 {
+  if (wanted && write_off) {
+    nbdkit_error ("create= makes an image to be written: it can't be used "
+                  "with write=off");
+    return -1;
+  }
+  if (wanted && has_snapshot) {
+    nbdkit_error ("create= makes an image without snapshots: it can't be "
+                  "used with snapshot=");
+    return -1;
+  }
   if (has_options && !wanted) {
     nbdkit_error ("create-options= needs create=SIZE");
     return -1;

@@ -20,8 +20,11 @@ extern int create_config (const char *key, const char *value);
 /* Is an image to be made? */
 extern bool create_wanted (void);
 
-/* To be called when all parameters are known.  -1 with a message printed. */
-extern int create_config_complete (void);
+/* To be called when all parameters are known: also whether write=off and
+ * snapshot= were given, which don't go with create=.  -1 with a message
+ * printed.
+ */
+extern int create_config_complete (bool write_off, bool has_snapshot);
 
 /* Make the image FILENAME, under QEMU's locks if LOCK.  If it has a data file and *DATA_FILE is NULL,
  * *DATA_FILE becomes its name, which lives until create_unload.  -1 with

@@ -220,20 +220,9 @@ plugin_config_complete (void)
     nbdkit_error ("the file=DISK.qcow2 parameter is needed");
     return -1;
   }
-  if (create_wanted ()) {
-    if (write_off) {
-      nbdkit_error ("create= makes an image to be written: it can't be used "
-                    "with write=off");
-      return -1;
-    }
-    if (snapshot) {
-      nbdkit_error ("create= makes an image without snapshots: it can't be "
-                    "used with snapshot=");
-      return -1;
-    }
+  if (create_wanted ())
     options.writable = true;
-  }
-  return create_config_complete ();
+  return create_config_complete (write_off, snapshot != NULL);
 }
 
 #define plugin_config_help \
