@@ -18,6 +18,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "plugin-create.h"
 #include "plugin-exports.h"
 #include "qcow2/qcow2.h"
 
@@ -27,6 +28,7 @@ static const char *filename;
 static const char *snapshot;
 static const char **allow_dirs;
 static struct qcow2_options options;
+static bool write_off;          /* said explicitly */
 
 static struct qcow2 *image;
 static struct exports *exports;
@@ -47,6 +49,7 @@ plugin_load (void)
 {
   qcow2_options_init (&options);
   options.log = log_message;
+  create_load ();
 }
 
 /* After SIGTERM open connections are not closed, but this is called. */
@@ -62,6 +65,7 @@ plugin_unload (void)
   exports_free (exports);
   qcow2_close (image);
   free (allow_dirs);
+  create_unload ();
 }
 
 /*----- Parameters -----*/
@@ -165,8 +169,19 @@ config_max_chain (const char *key, const char *value)
 }
 
 static int
+config_write (const char *value)
+{
+  int r = config_bool (value, &options.writable);
+
+  write_off = !options.writable;
+  return r;
+}
+
+static int
 plugin_config (const char *key, const char *value)
 {
+  int r;
+
   if (strcmp (key, "file") == 0) {
     if (filename) {
       nbdkit_error ("file= was given twice");
@@ -196,13 +211,16 @@ plugin_config (const char *key, const char *value)
   if (strcmp (key, "lock") == 0)
     return config_bool (value, &options.lock);
   if (strcmp (key, "write") == 0)
-    return config_bool (value, &options.writable);
+    return config_write (value);
   if (strcmp (key, "discard") == 0)
     return config_discard (value);
   if (strcmp (key, "lazy-refcounts") == 0)
     return config_lazy_refcounts (value);
   if (strcmp (key, "max-chain") == 0)
     return config_max_chain (key, value);
+  r = create_config (key, value);
+  if (r != 0)
+    return r == 1 ? 0 : -1;
 
   nbdkit_error ("unknown parameter \"%s\"", key);
   return -1;
@@ -215,12 +233,16 @@ plugin_config_complete (void)
     nbdkit_error ("the file=DISK.qcow2 parameter is needed");
     return -1;
   }
-  return 0;
+  if (create_wanted ())
+    options.writable = true;
+  return create_config_complete (write_off, snapshot != NULL);
 }
 
 #define plugin_config_help \
   "[file=]DISK.qcow2 (required)  The image to serve.\n" \
   "write=on|off                  Serve it for writing (default off).\n" \
+  "create=SIZE|backing           Make the image first, for writing.\n" \
+  "create-options=OPTS           As for `qemu-img create -o'.\n" \
   "snapshot=NAME|ID              Serve this internal snapshot by default.\n" \
   "backing=none                  Serve the image without its backing file.\n" \
   "backing-format=qcow2|raw      Where the image does not tell the format.\n" \
@@ -251,6 +273,9 @@ plugin_get_ready (void)
   struct qcow2_error error;
   int r;
 
+  if (create_wanted () &&
+      create_image (filename, options.lock, &options.data_file) == -1)
+    return -1;
   r = qcow2_open (filename, &options, &image, &error);
   if (r < 0) {
     nbdkit_error ("%s", error.message);

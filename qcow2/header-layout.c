@@ -24,8 +24,8 @@ whole_sectors (size_t nr_bytes)
   return (nr_bytes + SECTOR_BYTES - 1) & ~(size_t) (SECTOR_BYTES - 1);
 }
 
-static int
-layout_new (size_t nr_bytes, struct header_layout *layout)
+int
+header_layout_new (size_t nr_bytes, struct header_layout *layout)
 {
   layout->nr_bytes = whole_sectors (nr_bytes);
   layout->bytes = calloc (1, layout->nr_bytes);
@@ -105,7 +105,7 @@ keep_used_part (struct header_layout *layout)
   struct header_layout used;
   int r;
 
-  r = layout_new (nr_bytes, &used);
+  r = header_layout_new (nr_bytes, &used);
   if (r < 0)
     return r;
   memcpy (used.bytes, layout->bytes, nr_bytes);
@@ -122,7 +122,7 @@ header_layout_parse (const uint8_t *cluster, size_t cluster_bytes,
 {
   int r;
 
-  r = layout_new (cluster_bytes, layout);
+  r = header_layout_new (cluster_bytes, layout);
   if (r == 0) {
     memcpy (layout->bytes, cluster, cluster_bytes);
     mark_live (layout, 0, header_bytes);
@@ -303,7 +303,7 @@ header_layout_build (const struct header_plan *plan,
     end = plan->name_offset + plan->name_bytes;
   if (end > plan->cluster_bytes)
     return -ENOBUFS;
-  r = layout_new (end, layout);
+  r = header_layout_new (end, layout);
   if (r < 0)
     return r;
   place (layout, 0, plan->fields, plan->header_bytes);

@@ -22,6 +22,11 @@ struct header_layout {
   size_t nr_bytes;              /* whole sectors */
 };
 
+/* Make a layout for NR_BYTES, rounded up to sectors: zeros, none of which
+ * mean anything.  The caller clears it.  -ENOMEM.
+ */
+extern int header_layout_new (size_t nr_bytes, struct header_layout *layout);
+
 /* Make a layout of CLUSTER, the first cluster as on disk, whose fields
  * take HEADER_BYTES.  The caller clears it.  -EINVAL with a message if
  * the extensions are damaged; -ENOMEM.

@@ -419,6 +419,20 @@ io_file_truncate (struct qcow2_storage *s, uint64_t size_bytes)
   return r == -1 ? -errno : 0;
 }
 
+/* Asked for rarely, so what was refused before is not remembered. */
+static int
+io_file_allocate (struct qcow2_storage *s, uint64_t offset, uint64_t count)
+{
+  struct io_file *file = io_file_of (s);
+  _Atomic bool refused = false;
+
+  if (file->is_block_device)
+    return -EOPNOTSUPP;
+  if (offset > INT64_MAX || count > INT64_MAX - offset)
+    return -EFBIG;
+  return count > 0 ? try_fallocate (file, 0, offset, count, &refused) : 0;
+}
+
 static bool
 io_file_can_grow (struct qcow2_storage *s)
 {
@@ -453,6 +467,7 @@ static const struct qcow2_storage_ops writable_ops = {
   .zero = io_file_zero,
   .discard = io_file_discard,
   .truncate = io_file_truncate,
+  .allocate = io_file_allocate,
   .can_grow = io_file_can_grow,
   .close = io_file_close,
 };

@@ -241,4 +241,89 @@ extern int qcow2_zero (struct qcow2_view *view, uint64_t count,
 /* Make everything durable that was done before on any view. */
 extern int qcow2_flush (struct qcow2_view *view);
 
+/*----- Creating -----*/
+
+enum qcow2_preallocation {
+  QCOW2_PREALLOCATION_OFF,
+  QCOW2_PREALLOCATION_METADATA, /* all is mapped, in a file with holes */
+  QCOW2_PREALLOCATION_FALLOC,   /* the space is reserved, too */
+  QCOW2_PREALLOCATION_FULL,     /* zeros are really written */
+};
+
+/* "No size was given." */
+#define QCOW2_NO_SIZE UINT64_MAX
+
+/* What `qemu-img create -o' knows. */
+struct qcow2_create_options {
+  unsigned version;             /* 2 (compat=0.10) or 3 (compat=1.1) */
+  uint64_t cluster_bytes;
+  uint64_t refcount_bits;
+  bool extended_l2;
+  bool lazy_refcounts;
+  bool zstd;                    /* compression_type=zstd */
+  enum qcow2_preallocation preallocation;
+  uint64_t size_bytes;          /* of the option "size", or QCOW2_NO_SIZE */
+
+  /* Malloced, or NULL. */
+  char *backing_file;
+  char *backing_format;
+  char *data_file;
+  bool data_file_raw;
+
+  /* Do not look whether the backing file is there (qemu-img's -u). */
+  bool unchecked_backing;
+
+  /* Take QEMU's locks meanwhile. */
+  bool lock;
+
+  /* As in qcow2_options: called for each file, also the backing file. */
+  int (*wrap) (void *opaque, enum qcow2_storage_role role,
+               const char *filename, struct qcow2_storage **s);
+  void *opaque;
+};
+
+/* Fill in the defaults: those of qemu-img, with locks. */
+extern void qcow2_create_options_init (struct qcow2_create_options *options);
+
+/* Free what the members point to, not OPTIONS. */
+extern void qcow2_create_options_clear (struct qcow2_create_options *options);
+
+/* Set what TEXT says: "name=value,name=value", with qemu-img's names and
+ * values; a comma in a value is written twice.  What is said twice counts
+ * as said last; after an error some may be set.  -EINVAL: an unknown name or a wrong value; -ENOTSUP:
+ * something that QEMU has, and this engine has not; -ENOMEM.
+ */
+extern int qcow2_create_option_parse (struct qcow2_create_options *options,
+                                      const char *text,
+                                      struct qcow2_error *error);
+
+/* Make a new image FILENAME of SIZE_BYTES, rounded up to 512 bytes; with
+ * QCOW2_NO_SIZE, of options->size_bytes, else of the size of the backing
+ * file.  The files that OPTIONS names are the operator's word.  Relative
+ * names are relative to FILENAME, as when the image is opened.
+ *
+ * Image and data file are made anew: -EEXIST if one is there, which then
+ * is not touched.  Only FILENAME may be a block device; if the area that
+ * would be written on it (or its first MiB, if that is larger) does not
+ * read as zeros, that is -EEXIST, too.
+ *
+ * On success all is durable.  On error what was made is removed again.
+ * Should the machine or the process die meanwhile, a file may be left
+ * that nobody takes for an image, since the header is written last.
+ *
+ * Further errors: -EINVAL for options that don't go together, -EFBIG for
+ * a size that the format can't hold, and those of the system.
+ */
+extern int qcow2_create (const char *filename, uint64_t size_bytes,
+                         const struct qcow2_create_options *options,
+                         struct qcow2_error *error);
+
+/* The name under which qcow2_create makes the data file, malloced, in
+ * *NAME; NULL if there is to be none.
+ */
+extern int qcow2_create_data_file_name (const char *filename,
+                                        const struct qcow2_create_options
+                                        *options, char **name,
+                                        struct qcow2_error *error);
+
 #endif /* QCOW2_H */

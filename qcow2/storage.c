@@ -252,6 +252,16 @@ qcow2_storage_truncate (struct qcow2_storage *s, uint64_t size_bytes)
   return s->ops->truncate ? s->ops->truncate (s, size_bytes) : -EOPNOTSUPP;
 }
 
+int
+qcow2_storage_allocate (struct qcow2_storage *s, uint64_t offset,
+                        uint64_t count)
+{
+  if (!s->ops->pwritev)
+    return -EROFS;
+  return s->ops->allocate ? s->ops->allocate (s, offset, count) :
+    -EOPNOTSUPP;
+}
+
 bool
 qcow2_storage_can_grow (struct qcow2_storage *s)
 {

@@ -77,6 +77,13 @@ struct qcow2_storage_ops {
    */
   int (*truncate) (struct qcow2_storage *s, uint64_t size_bytes);
 
+  /* Reserve space for the range, so that writing there does not run out
+   * of it; neither content nor size change.  -EOPNOTSUPP where that can't
+   * be done.  May be NULL.
+   */
+  int (*allocate) (struct qcow2_storage *s, uint64_t offset,
+                   uint64_t count);
+
   /* Can the storage grow by writing past its end? */
   bool (*can_grow) (struct qcow2_storage *s);
 
@@ -148,6 +155,10 @@ extern void qcow2_storage_discard (struct qcow2_storage *s, uint64_t offset,
 
 extern int qcow2_storage_truncate (struct qcow2_storage *s,
                                    uint64_t size_bytes);
+
+/* As the vtable's member; -EOPNOTSUPP where it has none. */
+extern int qcow2_storage_allocate (struct qcow2_storage *s, uint64_t offset,
+                                   uint64_t count);
 
 extern bool qcow2_storage_can_grow (struct qcow2_storage *s);
 

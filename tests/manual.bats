@@ -259,6 +259,14 @@ hold_open ()
     run_section "$manual" "WHICH FILES AN IMAGE MAY NAME"
 }
 
+@test "manual: CREATING IMAGES" {
+    qemu_raw disk.qcow2 disk.raw
+    run_section "$manual" "CREATING IMAGES"
+    for image in new.qcow2 top.qcow2 split.qcow2; do
+        qemu-img check -q -f qcow2 $image
+    done
+}
+
 @test "manual: LOCKS" {
     hold_open running.qcow2
     run_section "$manual" "LOCKS"
@@ -278,6 +286,12 @@ hold_open ()
     run_section "$readme" "Serve an image"
     qemu_raw disk.qcow2 qemu.raw
     cmp disk.raw qemu.raw
+}
+
+@test "README: Make an image" {
+    qemu_raw disk.qcow2 disk.raw
+    run_section "$readme" "Make an image"
+    qemu-img check -q -f qcow2 new.qcow2
 }
 
 @test "README: Snapshots" {

@@ -25,10 +25,10 @@ teardown ()
     return $status
 }
 
-# Makes a block device of a file: $device.
+# Makes a block device of a file: $device.  OPTIONs are losetup's.
 attach ()
 {
-    device=$(losetup --find --show --read-only "$1")
+    device=$(losetup --find --show "${2:---read-only}" "$1")
     loops+=("$device")
 }
 
@@ -72,7 +72,7 @@ wait_for ()
     run_nbdkit "$plugin" --help
     for name in file= snapshot= backing=none backing-format= data-file= \
         allow-dir= max-chain= cache-size= compressed-cache-size= lock= \
-        write= discard=; do
+        write= discard= create= create-options=; do
         grep -F -- "$name" <<< "$output"
     done
     # ... and says what was built, as --dump-plugin does.
@@ -421,6 +421,59 @@ qemu_stop ()
     start_nbdkit "$device" allow-dir=.
     assert_same_content "$uri" base.raw
     stop_nbdkit
+}
+
+# What was there would be lost, or show on the disk.
+@test "create= on block devices that hold nothing" {
+    local device
+    truncate -s 64M new.raw
+    attach new.raw --nooverlap
+    start_nbdkit "$device" create=1G
+    qemu-io -f raw -c 'write -q -P 7 500M 5M' "$uri"
+    stop_nbdkit
+    qemu-img check -f qcow2 "$device"
+    qemu-io -r -f qcow2 -c 'read -P 7 500M 5M' "$device" | grep 'read 5242880'
+    cp new.raw before.raw
+    refuses_to_start 'there is something on the device' "$device" create=1M
+    cmp new.raw before.raw
+
+    # A filesystem begins further on.
+    truncate -s 64M fs.raw
+    mke2fs -q -F fs.raw
+    attach fs.raw --nooverlap
+    cmp -n 1024 "$device" /dev/zero
+    cp fs.raw before.raw
+    refuses_to_start 'there is something on the device' "$device" \
+        create=1M create-options=cluster_size=512
+    cmp fs.raw before.raw
+
+    truncate -s 1M small.raw
+    attach small.raw --nooverlap
+    refuses_to_start 'the device is too small' "$device" create=100T
+}
+
+@test "create= on a block device shows nothing of what was there" {
+    local device
+    truncate -s 1M old.raw
+    tr '\0' '\377' < /dev/zero | head -c 63M >> old.raw
+    attach old.raw --nooverlap
+    cp old.raw before.raw
+    refuses_to_start 'preallocation is not possible on a device' "$device" \
+        create=1M create-options=preallocation=full
+    refuses_to_start 'made anew, this is a device' other.qcow2 \
+        create=1M create-options=data_file="$device"
+    [ ! -e other.qcow2 ]
+    cmp old.raw before.raw
+    start_nbdkit "$device" create=40M create-options=cluster_size=512
+    nbdcopy "$uri" zeros.raw
+    cmp -n 41943040 zeros.raw /dev/zero
+    qemu-io -f raw -c 'write -q -P 7 100 30M' "$uri"
+    stop_nbdkit
+    qemu-img check -f qcow2 "$device"
+    qemu-img convert -f qcow2 -O raw "$device" out.raw
+    cmp -n 100 out.raw /dev/zero
+    cmp -i 31457380 -n 10485660 out.raw /dev/zero
+    qemu-io -r -f raw -c 'read -P 7 100 30M' out.raw | grep 'read 31457280'
 }
 
 # ---- many clients ---------------------------------------------------------

@@ -95,12 +95,13 @@ static int
 random_operation (struct model *m)
 {
   size_t offset, count;
+  int r;
 
   fault.most = random_below (4) ? 0 : 1 + random_below (9000);
   fault.interrupts = random_below (4) ? 0 : (int) random_below (4);
   fault.dsync_errno = random_below (500) ? 0 : EOPNOTSUPP;
   random_range (m, &offset, &count);
-  switch (random_below (4)) {
+  switch (random_below (5)) {
   case 0:
     memset (m->bytes + offset, 0, count);
     memset (m->unknown + offset, 0, count);
@@ -111,6 +112,9 @@ random_operation (struct model *m)
     memset (m->unknown + offset, 1, count);
     qcow2_storage_discard (m->s, offset, count);
     return 0;
+  case 2:                       /* changes nothing that is read */
+    r = qcow2_storage_allocate (m->s, offset, count);
+    return r == -EOPNOTSUPP ? 0 : r;
   default:
     return random_write (m, offset, count);
   }
