@@ -20,6 +20,8 @@ struct writer {
   struct layer *top;
   bool discard;                 /* give freed space back to the host */
   bool data_file_raw;
+  bool writethrough;            /* each request is durable when answered */
+  enum qcow2_detect_zeroes detect_zeroes;
 
   struct turn turn;
   struct header_writer *header;
