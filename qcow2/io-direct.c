@@ -31,7 +31,7 @@
  * The end of the file.  A block that reaches past the end is filled up with
  * zeros, so the file may become longer than it was meant to be.  The size
  * that is told is the one that was meant, as long as nothing was written
- * behind it, and on closing the file is cut to it.  After a crash up to a
+ * behind it (reading finds the zeros), and on closing the file is cut to it.  After a crash up to a
  * block of zeros is left, which harms nobody: the engine takes what lies
  * past the end for zeros.
  *
