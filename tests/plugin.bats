@@ -72,7 +72,7 @@ wait_for ()
     run_nbdkit "$plugin" --help
     for name in file= snapshot= backing=none backing-format= data-file= \
         allow-dir= max-chain= cache-size= compressed-cache-size= lock= \
-        write= discard=; do
+        write= discard= cache= detect-zeroes=; do
         grep -F -- "$name" <<< "$output"
     done
     # ... and says what was built, as --dump-plugin does.
