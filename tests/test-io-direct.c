@@ -214,6 +214,12 @@ sizes (void)
   must (qcow2_storage_read_meta (s, buf, 9000, 0) == 0, "read");
   ok (memcmp (buf + 4999, "\0ab\0\0\0\0\0", 8) == 0, "... by zeros");
   is_int (qcow2_storage_size (s), 9000, "... to that size");
+  for (size_t size = 12800; size <= 16384; size += 512)
+    ok (qcow2_storage_write (s, "abc", 3, 12345, false) == 0 &&
+        qcow2_storage_truncate (s, size) == 0 &&
+        qcow2_storage_size (s) == (int64_t) size &&
+        qcow2_storage_truncate (s, 9000) == 0,
+        "... or to %zu, where a write had filled it up to", size);
   is_int (qcow2_storage_write (s, "abc", 3, 12345, false), 0, "a last write");
   qcow2_storage_close (s);
   snprintf (path, sizeof path, "%s/file", place_dir);
