@@ -111,6 +111,58 @@ config_discard (const char *value)
   return 0;
 }
 
+/* The place of VALUE in NAMES, which is also the enum's value.  ALL is them in a
+ * message.
+ */
+static int
+config_name (const char *key, const char *value,
+             const char *const *names, size_t nr_names, const char *all)
+{
+  size_t i;
+
+  for (i = 0; i < nr_names; ++i)
+    if (strcmp (value, names[i]) == 0)
+      return (int) i;
+  nbdkit_error ("%s=%s: must be %s", key, value, all);
+  return -1;
+}
+
+static int
+config_cache (const char *key, const char *value)
+{
+  static const char *const names[] = {
+    [QCOW2_CACHE_WRITEBACK] = "writeback",
+    [QCOW2_CACHE_WRITETHROUGH] = "writethrough",
+    [QCOW2_CACHE_NONE] = "none",
+    [QCOW2_CACHE_DIRECTSYNC] = "directsync",
+    [QCOW2_CACHE_UNSAFE] = "unsafe",
+  };
+  int r = config_name (key, value, names, sizeof names / sizeof names[0],
+                       "writeback, writethrough, none, directsync or unsafe");
+
+  if (r == -1)
+    return -1;
+  options.cache = (enum qcow2_cache_mode) r;
+  return 0;
+}
+
+static int
+config_detect_zeroes (const char *key, const char *value)
+{
+  static const char *const names[] = {
+    [QCOW2_DETECT_ZEROES_OFF] = "off",
+    [QCOW2_DETECT_ZEROES_ON] = "on",
+    [QCOW2_DETECT_ZEROES_UNMAP] = "unmap",
+  };
+  int r = config_name (key, value, names, sizeof names / sizeof names[0],
+                       "off, on or unmap");
+
+  if (r == -1)
+    return -1;
+  options.detect_zeroes = (enum qcow2_detect_zeroes) r;
+  return 0;
+}
+
 static int
 config_lazy_refcounts (const char *value)
 {
@@ -216,6 +268,10 @@ plugin_config (const char *key, const char *value)
     return config_discard (value);
   if (strcmp (key, "lazy-refcounts") == 0)
     return config_lazy_refcounts (value);
+  if (strcmp (key, "cache") == 0)
+    return config_cache (key, value);
+  if (strcmp (key, "detect-zeroes") == 0)
+    return config_detect_zeroes (key, value);
   if (strcmp (key, "max-chain") == 0)
     return config_max_chain (key, value);
   r = create_config (key, value);
@@ -250,6 +306,9 @@ plugin_config_complete (void)
   "allow-dir=DIR|none            The image may name files in DIR.\n" \
   "discard=unmap|ignore          What becomes of freed space.\n" \
   "lazy-refcounts=on|off         The default is as the image says.\n" \
+  "cache=MODE                    writeback, writethrough, none (O_DIRECT),\n" \
+  "                              directsync or unsafe, as for qemu-nbd.\n" \
+  "detect-zeroes=off|on|unmap    Look for zeros in what is written.\n" \
   "max-chain=N                   Limit for the backing chain (default 200).\n" \
   "cache-size=SIZE               Metadata cache (default 32M).\n" \
   "compressed-cache-size=SIZE    Decompressed clusters (default 32M).\n" \

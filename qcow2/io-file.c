@@ -38,6 +38,7 @@ struct io_file {
   struct qcow2_storage storage;
   int fd;
   bool is_block_device;
+  bool no_flush;
   /* What zeroing and discarding on a device must be aligned to. */
   uint64_t block_bytes;
   /* What the kernel has refused once is not tried again. */
@@ -216,6 +217,8 @@ io_file_flush (struct qcow2_storage *s)
 {
   int r;
 
+  if (io_file_of (s)->no_flush)
+    return 0;
   do
     r = fdatasync (io_file_of (s)->fd);
   while (r == -1 && errno == EINTR);
@@ -246,7 +249,7 @@ io_file_pwritev (struct qcow2_storage *s, const struct iovec *iov,
                  int iovcnt, uint64_t offset, bool durable)
 {
   struct io_file *file = io_file_of (s);
-  bool synced = durable;        /* all of it, by RWF_DSYNC */
+  bool synced = durable && !file->no_flush; /* all of it, by RWF_DSYNC */
   size_t skip = 0;
 
   for (;;) {
@@ -546,6 +549,7 @@ qcow2_io_file_new (int fd, const char *filename, unsigned flags,
   file->storage.ops = writable ? &writable_ops : &read_only_ops;
   file->fd = fd;
   file->is_block_device = is_block_device;
+  file->no_flush = flags & QCOW2_IO_FILE_NO_FLUSH;
   if (is_block_device)
     file->block_bytes = device_block_bytes (fd);
   pthread_mutex_init (&file->data_lock, NULL);

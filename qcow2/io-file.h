@@ -15,6 +15,10 @@ enum io_file_flags {
    * them until close.
    */
   QCOW2_IO_FILE_LOCK = 1 << 1,
+  /* Make nothing durable: flushes do nothing, and durable writes are
+   * plain ones.
+   */
+  QCOW2_IO_FILE_NO_FLUSH = 1 << 2,
 };
 
 /* Make a storage of FD, which it owns from then on, also on error.  FD

@@ -15,6 +15,7 @@
 #include "backing-name.h"
 #include "format.h"
 #include "image.h"
+#include "io-direct.h"
 #include "io-file.h"
 #include "named-file.h"
 #include "repair.h"
@@ -48,11 +49,16 @@ storage_of_fd (struct opening *o, int fd, const char *filename,
                enum qcow2_storage_role role, bool writable,
                struct qcow2_storage **s)
 {
+  enum qcow2_cache_mode cache = o->options->cache;
   unsigned flags = (o->options->lock ? QCOW2_IO_FILE_LOCK : 0) |
-    (writable ? QCOW2_IO_FILE_WRITE : 0);
+    (writable ? QCOW2_IO_FILE_WRITE : 0) |
+    (cache == QCOW2_CACHE_UNSAFE ? QCOW2_IO_FILE_NO_FLUSH : 0);
   int r;
 
-  r = qcow2_io_file_new (fd, filename, flags, s, o->error);
+  if (cache == QCOW2_CACHE_NONE || cache == QCOW2_CACHE_DIRECTSYNC)
+    r = qcow2_io_direct_new (fd, filename, flags, s, o->error);
+  else
+    r = qcow2_io_file_new (fd, filename, flags, s, o->error);
   if (r < 0)
     return r;
   if (!o->options->wrap)
@@ -394,6 +400,11 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
     return qcow2_error_set (error, EINVAL,
                             "the limit for the backing chain may be at most "
                             "%d", QCOW2_MAX_CHAIN_DEPTH);
+  if (options->detect_zeroes == QCOW2_DETECT_ZEROES_UNMAP &&
+      !options->discard)
+    return qcow2_error_set (error, EINVAL,
+                            "setting detect-zeroes to unmap is not allowed "
+                            "without setting discard operation to unmap");
   /* Its epochs lie in cache lines of their own. */
   o.image = aligned_alloc (_Alignof (struct qcow2), sizeof *o.image);
   if (!o.image)

@@ -45,6 +45,22 @@ enum qcow2_lazy_refcounts {
   QCOW2_LAZY_OFF,
 };
 
+/* How what is written gets to the disk, named as QEMU names it. */
+enum qcow2_cache_mode {
+  QCOW2_CACHE_WRITEBACK,        /* through the page cache */
+  QCOW2_CACHE_WRITETHROUGH,     /* ... each request durable when answered */
+  QCOW2_CACHE_NONE,             /* past the page cache, all of the chain */
+  QCOW2_CACHE_DIRECTSYNC,       /* ... each request durable when answered */
+  QCOW2_CACHE_UNSAFE,           /* nothing is ever made durable */
+};
+
+/* What becomes of zeros that a guest writes. */
+enum qcow2_detect_zeroes {
+  QCOW2_DETECT_ZEROES_OFF,      /* they are written */
+  QCOW2_DETECT_ZEROES_ON,       /* as qcow2_zero without MAY_TRIM */
+  QCOW2_DETECT_ZEROES_UNMAP,    /* as qcow2_zero with it */
+};
+
 struct qcow2_options {
   /* The format of backing files for which the header names none:
    * "qcow2", "raw", or NULL, in which case such an image is refused.
@@ -79,6 +95,9 @@ struct qcow2_options {
 
   /* Give space that becomes free back to the host. */
   bool discard;
+
+  enum qcow2_cache_mode cache;
+  enum qcow2_detect_zeroes detect_zeroes; /* UNMAP only with DISCARD */
 
   uint64_t cache_bytes;            /* metadata cache, whole chain */
   uint64_t compressed_cache_bytes; /* decompressed clusters, whole chain */
@@ -220,8 +239,8 @@ extern int qcow2_prefetch (struct qcow2_view *view, uint64_t count,
 extern bool qcow2_view_can_write (const struct qcow2_view *view);
 
 /* These return -EROFS for a view that can't be written.  With FUA, what
- * was done is durable when they return; else after the next qcow2_flush
- * of any view.  After an error the range holds the old or the new
+ * was done is durable when they return (as if there always were FUA, if
+ * the cache mode says so); else after the next qcow2_flush of any view.  After an error the range holds the old or the new
  * content, byte by byte; nothing else has changed.
  */
 extern int qcow2_pwrite (struct qcow2_view *view, const void *buf,

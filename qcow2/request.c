@@ -8,6 +8,7 @@
 
 #include <errno.h>
 
+#include "detect-zeroes.h"
 #include "image.h"
 #include "write.h"
 #include "writer.h"
@@ -33,6 +34,13 @@ qcow2_view_can_write (const struct qcow2_view *view)
   return writer_of (view) != NULL;
 }
 
+/* Is the request to be durable when it is answered? */
+static bool
+wants_durable (const struct writer *w, const struct request *req)
+{
+  return req->fua || w->writethrough;
+}
+
 /* *DURABLE: all that was done is durable, if the request wants that.
  *
  * A write in place relies on the mapping alone: if that is durable, so is
@@ -45,11 +53,15 @@ static int
 run_once (struct writer *w, const struct request *req, bool *durable)
 {
   struct epoch_ticket ticket = epoch_enter (&w->image->epoch);
-  bool direct = req->fua && req->buf && committer_is_clean (&w->committer);
+  bool direct = wants_durable (w, req) && req->buf &&
+    committer_is_clean (&w->committer);
   bool in_place = true;
   int r;
 
-  if (req->buf)
+  if (req->buf && w->detect_zeroes != QCOW2_DETECT_ZEROES_OFF)
+    r = write_detecting_zeroes (w, ticket, req->buf, req->count, req->offset,
+                                direct, &in_place);
+  else if (req->buf)
     r = write_guest (w, ticket, req->buf, req->count, req->offset, direct,
                      &in_place);
   else
@@ -79,7 +91,7 @@ run (const struct qcow2_view *view, const struct request *req)
     if (retire_is_empty (&w->retire) || worker_reclaim (w) == 0)
       r = run_once (w, req, &durable);
   }
-  if (r == 0 && req->fua && !durable)
+  if (r == 0 && wants_durable (w, req) && !durable)
     r = commit (&w->committer);
   return r;
 }

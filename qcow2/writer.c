@@ -113,6 +113,9 @@ writer_new (struct qcow2 *image, const struct qcow2_options *options,
   w->image = image;
   w->top = image->chain.layers[0];
   w->discard = options->discard;
+  w->writethrough = options->cache == QCOW2_CACHE_WRITETHROUGH ||
+    options->cache == QCOW2_CACHE_DIRECTSYNC;
+  w->detect_zeroes = options->detect_zeroes;
   w->data_file_raw = w->top->external_data &&
     w->top->header.autoclear_features & AUTOCLEAR_RAW_DATA;
   w->lazy_refcounts = wants_lazy_refcounts (&w->top->header,

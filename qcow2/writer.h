@@ -21,6 +21,8 @@ struct writer {
   bool discard;                 /* give freed space back to the host */
   bool data_file_raw;
   bool lazy_refcounts;
+  bool writethrough;            /* each request is durable when answered */
+  enum qcow2_detect_zeroes detect_zeroes;
 
   struct turn turn;
   struct header_writer *header;

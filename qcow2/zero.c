@@ -48,6 +48,12 @@ can_mark (const struct writer *w, enum zero_mode mode)
   return !has_backing (w) && mode != ZERO_KEEP;
 }
 
+bool
+zero_can_mark (const struct writer *w, enum zero_mode mode)
+{
+  return can_mark (w, mode);
+}
+
 static uint64_t
 unit_bytes (const struct writer *w)
 {

@@ -25,4 +25,9 @@ extern int zero_guest (struct writer *w, struct epoch_ticket ticket,
 extern bool zero_is_fast (const struct writer *w, enum zero_mode mode,
                           uint64_t count, uint64_t offset);
 
+/* Can entries of the image's version say that a cluster is zeros?  Else
+ * zero_guest writes them (and trims nothing).
+ */
+extern bool zero_can_mark (const struct writer *w, enum zero_mode mode);
+
 #endif /* QCOW2_ZERO_H */

@@ -72,7 +72,8 @@ wait_for ()
     run_nbdkit "$plugin" --help
     for name in file= snapshot= backing=none backing-format= data-file= \
         allow-dir= max-chain= cache-size= compressed-cache-size= lock= \
-        write= discard= create= create-options=; do
+        write= discard= lazy-refcounts= cache= detect-zeroes= create= \
+        create-options=; do
         grep -F -- "$name" <<< "$output"
     done
     # ... and says what was built, as --dump-plugin does.

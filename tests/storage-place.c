@@ -111,7 +111,7 @@ fill (struct qcow2_storage *s, size_t nr_bytes)
         qcow2_storage_write (s, buf, nr_bytes, 0, false) == 0, "fill");
 }
 
-static void
+void
 in_place (const char *parent, const char *name, void (*tests) (void))
 {
   char remove[sizeof place_dir + 20];

@@ -19,6 +19,10 @@ extern char place_dir[200];
 /* Run TESTS on a disk and in memory. */
 extern void in_each_place (void (*tests) (void));
 
+/* Run TESTS in a directory below PARENT, with NAME for messages. */
+extern void in_place (const char *parent, const char *name,
+                      void (*tests) (void));
+
 /* End the program unless COND. */
 extern void must (bool cond, const char *what);
 

@@ -51,24 +51,31 @@ print_message (void *opaque, enum qcow2_log_level level, const char *text)
   printf ("# log: %s\n", text);
 }
 
-static struct qcow2 *
-open_image (const struct random_image *image, bool writable,
-            const struct dawdling *dawdling, uint64_t cache_bytes,
-            bool discard)
+static void
+random_options (struct qcow2_options *options, uint64_t *seed)
 {
-  struct qcow2_options options;
+  static const uint64_t cache_bytes[] = { 0, 65536, 1 << 20, 32 << 20 };
+
+  qcow2_options_init (options);
+  options->writable = true;
+  options->cache_bytes = cache_bytes[random_below (seed, 4)];
+  options->discard = random_below (seed, 2);
+  options->cache = (enum qcow2_cache_mode)
+    random_below (seed, QCOW2_CACHE_UNSAFE + 1);
+  options->detect_zeroes = (enum qcow2_detect_zeroes)
+    random_below (seed, options->discard ? QCOW2_DETECT_ZEROES_UNMAP + 1 :
+                  QCOW2_DETECT_ZEROES_ON + 1);
+}
+
+static struct qcow2 *
+open_image (const struct random_image *image, struct qcow2_options *options)
+{
   struct qcow2_error error;
   struct qcow2 *q;
 
-  qcow2_options_init (&options);
-  options.data_file = image->data_file;
-  options.writable = writable;
-  options.discard = discard;
-  options.cache_bytes = cache_bytes;
-  options.log = print_message;
-  if (dawdling)
-    dawdling_init (dawdling, &options);
-  if (qcow2_open (image->filename, &options, &q, &error) < 0) {
+  options->data_file = image->data_file;
+  options->log = print_message;
+  if (qcow2_open (image->filename, options, &q, &error) < 0) {
     printf ("# %s\n", error.message);
     return NULL;
   }
@@ -114,12 +121,11 @@ static bool
 write_and_check (const struct random_image *image, struct model *model,
                  uint64_t *seed, uint8_t **content)
 {
-  static const uint64_t cache_bytes[] = { 0, 65536, 1 << 20, 32 << 20 };
+  struct qcow2_options options;
   struct dawdling dawdling = {
     .per_1024 = (unsigned) random_below (seed, 500), .max_usec = 200,
     .fixed_size = random_below (seed, 3) == 0,
   };
-  uint64_t cache = cache_bytes[random_below (seed, 4)];
   struct write_load load = {
     .model = model, .census = &census, .nr_threads = 16,
     .nr_requests = (unsigned)
@@ -130,8 +136,9 @@ write_and_check (const struct random_image *image, struct model *model,
 
   if (dawdling.fixed_size)
     make_device (image);
-  load.image = open_image (image, true, &dawdling, cache,
-                           random_below (seed, 2));
+  random_options (&options, seed);
+  dawdling_init (&dawdling, &options);
+  load.image = open_image (image, &options);
   if (!load.image)
     return false;
   good = write_load_run (&load);
@@ -165,11 +172,14 @@ same (const char *what, const uint8_t *content, uint64_t bytes, uint8_t *got)
 static bool
 same_afterwards (const struct random_image *image, const uint8_t *content)
 {
-  struct qcow2 *q = open_image (image, false, NULL, 1 << 20, false);
+  struct qcow2_options options;
   bool good = false;
+  struct qcow2 *q;
   uint64_t bytes;
   uint8_t *got;
 
+  qcow2_options_init (&options);
+  q = open_image (image, &options);
   if (q) {
     good = same ("what is read after opening it again", content,
                  image->size_bytes, read_disk (q, image->size_bytes));

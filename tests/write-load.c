@@ -138,6 +138,31 @@ do_write (struct worker *worker)
     failed (load, "write", range, r);
 }
 
+/* Data and then zeros, in one write; at times just zeros. */
+static void
+do_write_zeros (struct worker *worker)
+{
+  struct write_load *load = worker->load;
+  struct range range = draw_data_range (load, &worker->seed);
+  uint64_t cut = one_in (2, &worker->seed) ? 0 :
+    random_below (&worker->seed, range.count + 1);
+  bool fua = one_in (20, &worker->seed);
+  size_t data, zeros;
+  int r;
+
+  data = model_begin (load->model, MODEL_WRITE, range.offset, cut,
+                      worker->buf);
+  zeros = model_begin (load->model, MODEL_ZERO, range.offset + cut,
+                       range.count - cut, NULL);
+  memset (worker->buf + cut, 0, range.count - cut);
+  r = qcow2_pwrite (worker->view, worker->buf, range.count, range.offset,
+                    fua);
+  model_end (load->model, data, true);
+  model_end (load->model, zeros, true);
+  if (r < 0)
+    failed (load, "write of zeros", range, r);
+}
+
 static void
 do_zero (struct worker *worker)
 {
@@ -259,6 +284,9 @@ work (void *opaque)
       break;
     case 11:
       do_other (worker);
+      break;
+    case 12:
+      do_write_zeros (worker);
       break;
     default:
       do_write (worker);

@@ -139,6 +139,21 @@ const struct write_subject write_subjects[] = {
     .disk_bytes = 4 * MiB, .cluster_bytes = 16 * KiB,
     .nr_threads = 3, .nr_ops = 80, .max_bytes = 60 * KiB,
     .percent_zero = 15, .percent_trim = 15, .nr_sessions = 2 },
+  { .name = "writethrough",
+    .create = QEMU "-o cluster_size=16k disk.qcow2 4M",
+    .disk_bytes = 4 * MiB, .cluster_bytes = 16 * KiB,
+    .nr_before = 20, .kinds_before = WRITE_ZEROES,
+    .nr_threads = 3, .nr_ops = 60, .max_bytes = 60 * KiB,
+    .percent_zero = 15, .percent_trim = 15, .nr_sessions = 2,
+    .cache = QCOW2_CACHE_WRITETHROUGH },
+  { .name = "detected zeroes",
+    .create = QEMU "-o cluster_size=4k disk.qcow2 3M",
+    .disk_bytes = 3 * MiB, .cluster_bytes = 4 * KiB,
+    .nr_before = 30, .kinds_before = WRITE_ZEROES,
+    .nr_threads = 3, .nr_ops = 60, .max_bytes = 30 * KiB,
+    .percent_zero = 40, .percent_trim = 5, .nr_sessions = 2,
+    .cache = QCOW2_CACHE_WRITETHROUGH,
+    .detect_zeroes = QCOW2_DETECT_ZEROES_UNMAP },
 };
 
 const unsigned nr_write_subjects =
@@ -178,6 +193,8 @@ subject_options (const struct write_subject *s, const char *dir,
   }
   options->cache_bytes = s->cache_bytes ? s->cache_bytes : 1 * MiB;
   options->compressed_cache_bytes = 256 * KiB;
+  options->cache = s->cache;
+  options->detect_zeroes = s->detect_zeroes;
 }
 
 int
@@ -290,7 +307,8 @@ static void
 one_request (struct runner *r)
 {
   uint64_t percent = random_below (&r->state, 100), first, nr;
-  bool fua = random_below (&r->state, 12) == 0;
+  bool fua = r->s->cache != QCOW2_CACHE_WRITETHROUGH &&
+    random_below (&r->state, 12) == 0;
   bool may_trim = random_below (&r->state, 2) == 0;
   enum guest_kind kind = GUEST_WRITE;
   size_t op;
@@ -305,13 +323,19 @@ one_request (struct runner *r)
                     r->buf);
   first *= GUEST_SECTOR;
   nr *= GUEST_SECTOR;
+  if (kind == GUEST_ZERO && r->s->detect_zeroes && may_trim) {
+    memset (r->buf, 0, nr);
+    kind = GUEST_WRITE;
+  }
   if (kind == GUEST_WRITE)
     res = qcow2_pwrite (r->view, r->buf, nr, first, fua);
   else if (kind == GUEST_ZERO)
     res = qcow2_zero (r->view, nr, first, may_trim, false, fua);
   else
     res = qcow2_trim (r->view, nr, first, fua);
-  guest_end (r->guest, op, res == 0, fua, write_log_tick (r->log));
+  guest_end (r->guest, op, res == 0,
+             fua || r->s->cache == QCOW2_CACHE_WRITETHROUGH,
+             write_log_tick (r->log));
   if (res < 0)
     r->nr_failed++;
 }

@@ -34,6 +34,8 @@ struct write_subject {
   unsigned percent_trim;
   unsigned nr_sessions;         /* the image is closed and opened again */
   uint64_t cache_bytes;
+  enum qcow2_cache_mode cache;
+  enum qcow2_detect_zeroes detect_zeroes; /* half of all zeroes are writes */
 };
 
 extern const struct write_subject write_subjects[];
