@@ -62,6 +62,49 @@ allocator_destroy (struct allocator *a)
   pthread_mutex_destroy (&a->lock);
 }
 
+/* Holes behind the end are gone with it.  There, nothing is left of what
+ * clusters held: they are fresh again.
+ */
+static void
+forget_holes_locked (struct allocator *a, uint64_t end)
+{
+  unsigned i, kept = 0;
+
+  a->hole_clusters = 0;
+  for (i = 0; i < a->nr_holes; ++i) {
+    struct cluster_range hole = a->holes[i];
+
+    if (hole.first >= end)
+      continue;
+    if (hole.nr > end - hole.first)
+      hole.nr = end - hole.first;
+    a->holes[kept++] = hole;
+    a->hole_clusters += hole.nr;
+  }
+  a->nr_holes = kept;
+}
+
+int
+alloc_restart (struct allocator *a)
+{
+  int64_t size_bytes = qcow2_storage_size (a->layer->file);
+  uint64_t end;
+
+  if (size_bytes < 0)
+    return (int) size_bytes;
+  if (!qcow2_storage_can_grow (a->layer->file))
+    return 0;
+  end = ((uint64_t) size_bytes >> a->rc->cluster_bits) +
+    !!((uint64_t) size_bytes & ((UINT64_C (1) << a->rc->cluster_bits) - 1));
+  pthread_mutex_lock (&a->lock);
+  forget_holes_locked (a, end);
+  if (a->scan > end)
+    a->scan = end;
+  a->append = a->fresh_from = end;
+  pthread_mutex_unlock (&a->lock);
+  return 0;
+}
+
 /*----- Proposals, under the lock -----*/
 
 static void

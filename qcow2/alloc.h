@@ -57,6 +57,11 @@ extern int allocator_init (struct allocator *a, struct refcounts *rc,
                            struct retire *retire);
 extern void allocator_destroy (struct allocator *a);
 
+/* The free tail of the file was cut: what is allocated next goes where
+ * the file ends now.  No request is in progress.
+ */
+extern int alloc_restart (struct allocator *a);
+
 /* Allocate up to NR adjacent clusters, at least one: their refcounts are
  * 1 in memory.  *FRESH: they read as zeros in the file.  -ENOSPC if
  * there are none.  May write refcount structures, and wait for the turn;

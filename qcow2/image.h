@@ -11,6 +11,7 @@
 #include "chain.h"
 #include "cluster-cache.h"
 #include "epoch.h"
+#include "gate.h"
 #include "log.h"
 #include "qcow2.h"
 #include "snapshot-table.h"
@@ -20,6 +21,7 @@ struct writer;
 struct qcow2 {
   struct chain chain;
   struct epoch epoch;           /* of all requests */
+  struct gate gate;             /* requests enter EPOCH through it */
   struct writer *writer;        /* NULL: read-only */
   struct cluster_cache *clusters;
   uint64_t compressed_cache_bytes;
@@ -54,6 +56,9 @@ view_lookup (const struct qcow2_view *view, uint64_t offset,
  */
 extern int image_read (const struct qcow2 *image, const struct l1_table *l1,
                        void *buf, size_t count, uint64_t offset);
+
+/* Is any view open? */
+extern bool image_has_views (struct qcow2 *image);
 
 /* Free the views that are still open. */
 extern void view_free_all (struct qcow2 *image);

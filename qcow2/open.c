@@ -367,6 +367,7 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
   memset (o.image, 0, sizeof *o.image);
   pthread_mutex_init (&o.image->views_lock, NULL);
   epoch_init (&o.image->epoch);
+  gate_init (&o.image->gate, &o.image->epoch);
   o.image->log.fn = options->log;
   o.image->log.opaque = options->opaque;
   o.image->chain.layers = calloc (options->max_chain_depth + 1,
@@ -415,6 +416,7 @@ qcow2_close (struct qcow2 *image)
   cluster_cache_free (image->clusters);
   snapshot_table_clear (&image->snapshots);
   pthread_mutex_destroy (&image->views_lock);
+  gate_destroy (&image->gate);
   free (image);
   return r;
 }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "image.h"
+#include "writer.h"
 
 static struct qcow2_view *
 find_open_locked (struct qcow2 *image, size_t snapshot)
@@ -129,7 +130,7 @@ qcow2_view_close (struct qcow2_view *view)
 {
   struct qcow2_view **p;
   struct qcow2 *image;
-  bool last;
+  bool last, none_left;
 
   if (!view)
     return;
@@ -141,9 +142,23 @@ qcow2_view_close (struct qcow2_view *view)
       ;
     *p = view->next;
   }
+  none_left = image->views == NULL;
   pthread_mutex_unlock (&image->views_lock);
   if (last)
     free_view (view);
+  if (none_left)
+    writer_views_closed (image->writer);
+}
+
+bool
+image_has_views (struct qcow2 *image)
+{
+  bool r;
+
+  pthread_mutex_lock (&image->views_lock);
+  r = image->views != NULL;
+  pthread_mutex_unlock (&image->views_lock);
+  return r;
 }
 
 void

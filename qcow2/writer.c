@@ -159,7 +159,7 @@ writer_begin_change (struct writer *w)
   return begin (w);
 }
 
-/*----- Closing -----*/
+/*----- Coming to rest, and closing -----*/
 
 /* The free tail of the file, and what is after it. */
 static int
@@ -206,16 +206,58 @@ commit_all (struct writer *w)
 }
 
 int
+writer_rest (struct writer *w)
+{
+  int r;
+
+  if (!w->begun)
+    return 0;
+  worker_stop (w);
+  r = commit_all (w);
+  if (r == 0)
+    r = alloc_restart (&w->alloc);
+  if (r == 0)
+    w->begun = false;
+  else
+    worker_start (w);           /* commits go on being tried */
+  return r;
+}
+
+void
+writer_views_closed (struct writer *w)
+{
+  int r = 0;
+
+  if (!w || !w->begun || committer_state (&w->committer) < 0)
+    return;
+  /* Most of the work, so that a client that comes meanwhile waits for
+   * little.
+   */
+  commit (&w->committer);
+  gate_close (&w->image->gate);
+  if (!w->finished && !image_has_views (w->image))
+    r = writer_rest (w);
+  gate_open (&w->image->gate);
+  if (r < 0)
+    log_message (&w->top->log, QCOW2_LOG_ERROR,
+                 "%s: the image could not be brought to rest after the last "
+                 "client has left: %s", w->top->filename, strerror (-r));
+}
+
+int
 writer_finish (struct writer *w)
 {
   int r = 0;
 
-  if (!w || w->finished)
+  if (!w)
     return 0;
-  worker_stop (w);
-  w->finished = true;
-  if (w->begun)
-    r = commit_all (w);
+  gate_close (&w->image->gate);
+  if (!w->finished) {
+    r = writer_rest (w);
+    worker_stop (w);
+    w->finished = true;
+  }
+  gate_open (&w->image->gate);
   if (r < 0)
     log_message (&w->top->log, QCOW2_LOG_ERROR,
                  "%s: the image was not closed properly: %s",
