@@ -28,6 +28,15 @@ struct qcow2 {
   struct snapshot_table snapshots; /* of the top image */
   struct log log;
 
+  /* For reading the image again, see reopen.c. */
+  struct qcow2_options options; /* but for strings, which are NULL */
+  bool writable;                /* the top image's file is */
+  bool data_file_given;         /* by the operator */
+  bool finished;                /* by qcow2_finish; gate closed */
+  int broken;                   /* negative errno, and why: reading it again
+                                   has failed */
+  struct qcow2_error why;
+
   pthread_mutex_t views_lock;
   struct qcow2_view *views;     /* open ones; under views_lock */
 };
@@ -56,6 +65,12 @@ view_lookup (const struct qcow2_view *view, uint64_t offset,
  */
 extern int image_read (const struct qcow2 *image, const struct l1_table *l1,
                        void *buf, size_t count, uint64_t offset);
+
+/* Read what depends on the layers, which are loaded, and make caches and a
+ * writer (where that is wanted) for them: there are none yet.  What is
+ * there after an error is freed as after success.
+ */
+extern int image_prepare (struct qcow2 *image, struct qcow2_error *error);
 
 /* Is any view open? */
 extern bool image_has_views (struct qcow2 *image);

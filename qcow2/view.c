@@ -115,6 +115,12 @@ qcow2_view_open (struct qcow2 *image, size_t snapshot,
 {
   int r;
 
+  *view = NULL;
+  if (image->broken) {
+    if (error)
+      *error = image->why;
+    return image->broken;
+  }
   *view = find_open (image, snapshot);
   if (*view)
     return 0;

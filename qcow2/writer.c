@@ -249,15 +249,11 @@ writer_finish (struct writer *w)
 {
   int r = 0;
 
-  if (!w)
+  if (!w || w->finished)
     return 0;
-  gate_close (&w->image->gate);
-  if (!w->finished) {
-    r = writer_rest (w);
-    worker_stop (w);
-    w->finished = true;
-  }
-  gate_open (&w->image->gate);
+  r = writer_rest (w);
+  worker_stop (w);
+  w->finished = true;
   if (r < 0)
     log_message (&w->top->log, QCOW2_LOG_ERROR,
                  "%s: the image was not closed properly: %s",

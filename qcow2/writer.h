@@ -66,7 +66,7 @@ extern int writer_rest (struct writer *w);
  */
 extern void writer_views_closed (struct writer *w);
 
-/* The same for ever: requests that come later fail.  The gate is open.
+/* The same for ever: requests that come later fail.  The gate is closed.
  * Errors are logged.  W may be NULL.
  */
 extern int writer_finish (struct writer *w);
