@@ -82,4 +82,16 @@ extern void alloc_note_full (struct allocator *a);
  */
 extern int refcount_grow (struct allocator *a, uint64_t cluster);
 
+/* Make refcount blocks from the one of CLUSTER on, behind which there are
+ * none, for NR clusters in a row.  These are free, and begin at *FIRST.
+ * Takes the turn.
+ */
+extern int refcount_grow_run (struct allocator *a, uint64_t cluster,
+                              uint64_t nr, uint64_t *first);
+
+/* Allocate exactly NR clusters in a row (alloc-run.c).  The gate is
+ * closed: nobody else allocates.  Errors as those of alloc_clusters.
+ */
+extern int alloc_run (struct allocator *a, uint64_t nr, uint64_t *first);
+
 #endif /* QCOW2_ALLOC_H */

@@ -41,13 +41,15 @@ struct qcow2 {
   struct qcow2_view *views;     /* open ones; under views_lock */
 };
 
-/* All members but NR_REFS and NEXT are constant while a view is open. */
+/* All members but SIZE_BYTES, NR_REFS and NEXT are constant while a view
+ * is open.
+ */
 struct qcow2_view {
   struct qcow2 *image;
   size_t snapshot;              /* index, or QCOW2_ACTIVE */
   const struct l1_table *l1;    /* the top layer's, or &own_l1 */
   struct l1_table own_l1;       /* of a snapshot */
-  uint64_t size_bytes;
+  _Atomic uint64_t size_bytes;  /* written under views_lock */
 
   unsigned nr_refs;             /* under views_lock */
   struct qcow2_view *next;      /* under views_lock */
@@ -71,6 +73,11 @@ extern int image_read (const struct qcow2 *image, const struct l1_table *l1,
  * there after an error is freed as after success.
  */
 extern int image_prepare (struct qcow2 *image, struct qcow2_error *error);
+
+/* The disk has another size now, for views that are open, too.  The gate
+ * is closed.
+ */
+extern void image_set_size (struct qcow2 *image, uint64_t size_bytes);
 
 /* Is any view open? */
 extern bool image_has_views (struct qcow2 *image);

@@ -248,4 +248,17 @@ extern int qcow2_zero (struct qcow2_view *view, uint64_t count,
 /* Make everything durable that was done before on any view. */
 extern int qcow2_flush (struct qcow2_view *view);
 
+/*----- Managing -----*/
+
+/* Make the disk larger: SIZE_BYTES, any number.  What is added reads as
+ * zeros, and the new size is durable on return.  Requests wait meanwhile.
+ * Views of the active layer that are open have the new size, too.  After
+ * an error the disk has its old size.  -EROFS: not open for writing;
+ * -ENOTSUP: SIZE_BYTES is less than the disk's size, or this is an image
+ * of version 2 with snapshots, which don't tell their sizes; -EFBIG: the
+ * format's limits.
+ */
+extern int qcow2_grow (struct qcow2 *image, uint64_t size_bytes,
+                       struct qcow2_error *error);
+
 #endif /* QCOW2_H */

@@ -69,10 +69,8 @@ load (struct qcow2 *image, size_t snapshot, struct qcow2_view **out,
   view->snapshot = snapshot;
   view->nr_refs = 1;
 
-  if (snapshot == QCOW2_ACTIVE) {
-    view->l1 = &top->l1;
-    view->size_bytes = top->size_bytes;
-  }
+  if (snapshot == QCOW2_ACTIVE)
+    view->l1 = &top->l1;        /* the size is set when it is published */
   else {
     r = load_snapshot (top, &image->snapshots.snapshots[snapshot], view,
                        error);
@@ -98,6 +96,8 @@ publish (struct qcow2 *image, struct qcow2_view *view)
   if (other)
     other->nr_refs++;
   else {
+    if (view->snapshot == QCOW2_ACTIVE)
+      view->size_bytes = image->chain.layers[0]->size_bytes;
     view->next = image->views;
     image->views = view;
   }
@@ -154,6 +154,20 @@ qcow2_view_close (struct qcow2_view *view)
     free_view (view);
   if (none_left)
     writer_views_closed (image->writer);
+}
+
+void
+image_set_size (struct qcow2 *image, uint64_t size_bytes)
+{
+  struct layer *top = image->chain.layers[0];
+  struct qcow2_view *view;
+
+  pthread_mutex_lock (&image->views_lock);
+  top->size_bytes = top->header.size_bytes = size_bytes;
+  view = find_open_locked (image, QCOW2_ACTIVE);
+  if (view)
+    view->size_bytes = size_bytes;
+  pthread_mutex_unlock (&image->views_lock);
 }
 
 bool

@@ -31,6 +31,7 @@ struct writer {
   struct inflight inflight;
 
   pthread_mutex_t begin_lock;
+  unsigned nr_growths;          /* of the disk; gate closed */
   _Atomic bool begun;           /* the header is ready for changes; cleared
                                    with the gate closed */
 
