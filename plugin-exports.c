@@ -17,6 +17,7 @@
 struct exports {
   struct qcow2 *image;
   size_t default_snapshot;      /* index, or QCOW2_ACTIVE */
+  bool default_missing;         /* what snapshot= chose is not there */
   size_t nr_names;
   char **names;                 /* of snapshot I */
 };
@@ -126,7 +127,7 @@ exports_free (struct exports *exports)
 size_t
 exports_count (const struct exports *exports)
 {
-  return exports->nr_names + 1;
+  return exports ? exports->nr_names + 1 : 0;
 }
 
 const char *
@@ -152,6 +153,8 @@ exports_describe (const struct exports *exports, size_t i)
   time_t t;
   char *text;
 
+  if (i == 0 && exports->default_missing)
+    return strdup ("a snapshot that is not there");
   if (snapshot == QCOW2_ACTIVE)
     return strdup ("active layer");
 
@@ -179,6 +182,7 @@ exports_set_default (struct exports *exports, const char *id_or_name)
 {
   int r = qcow2_snapshot_find (exports->image, id_or_name);
 
+  exports->default_missing = r < 0;
   if (r < 0)
     return r;
   exports->default_snapshot = (size_t) r;
@@ -189,6 +193,9 @@ int
 exports_open (const struct exports *exports, size_t i,
               struct qcow2_view **view, struct qcow2_error *error)
 {
+  if (i == 0 && exports->default_missing)
+    return qcow2_error_set (error, ENOENT, "the image has no snapshot any "
+                            "more with the id or name of snapshot=");
   return qcow2_view_open (exports->image, export_snapshot (exports, i), view,
                           error);
 }

@@ -23,6 +23,7 @@ extern struct exports *exports_new (struct qcow2 *image);
 /* EXPORTS may be NULL. */
 extern void exports_free (struct exports *exports);
 
+/* None, where EXPORTS is NULL. */
 extern size_t exports_count (const struct exports *exports);
 extern const char *exports_name (const struct exports *exports, size_t i);
 
@@ -34,7 +35,7 @@ extern int exports_find (const struct exports *exports, const char *name,
                          size_t *i);
 
 /* Make '' the snapshot that qemu-img takes ID_OR_NAME for: an id goes
- * before a name.  -ENOENT if there is none.
+ * before a name.  -ENOENT if there is none; '' can't be opened then.
  */
 extern int exports_set_default (struct exports *exports,
                                 const char *id_or_name);

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +34,12 @@ static bool write_off;          /* said explicitly */
 static struct qcow2 *image;
 static struct exports *exports;
 static atomic_bool warned_readonly;
+
+/* How many handles are open.  Without any, and under this lock, the image
+ * may be read again, and EXPORTS be replaced.
+ */
+static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned nr_handles;
 
 /* The engine's messages.  nbdkit has no warnings of its own. */
 static void
@@ -359,13 +366,51 @@ plugin_get_ready (void)
   return 0;
 }
 
+/*----- Reading the image again -----*/
+
+/* Without locks, other programs may have changed the image before the
+ * first of some clients comes.  What went wrong shows when the client's
+ * export is opened.
+ */
+static void
+read_again_locked (void)
+{
+  struct qcow2_error error;
+  struct exports *fresh;
+
+  if (options.lock || nr_handles > 0)
+    return;
+  if (qcow2_reopen (image, &error) < 0)
+    nbdkit_error ("%s", error.message);
+  /* After an error, too, there may be other snapshots, or none. */
+  fresh = exports_new (image);
+  if (!fresh)
+    nbdkit_error ("malloc: %m");
+  else if (snapshot)
+    exports_set_default (fresh, snapshot);
+  exports_free (exports);
+  exports = fresh;
+}
+
+/* A client comes or goes. */
+static void
+count_handle (int change)
+{
+  pthread_mutex_lock (&handles_lock);
+  if (change > 0)
+    read_again_locked ();
+  nr_handles += (unsigned) change;
+  pthread_mutex_unlock (&handles_lock);
+}
+
 /*----- Exports -----*/
 
 static int
-plugin_list_exports (int readonly, int is_tls, struct nbdkit_exports *list)
+list_exports_locked (struct nbdkit_exports *list)
 {
   size_t i;
 
+  read_again_locked ();
   for (i = 0; i < exports_count (exports); ++i) {
     char *description = exports_describe (exports, i);
     int r;
@@ -380,6 +425,17 @@ plugin_list_exports (int readonly, int is_tls, struct nbdkit_exports *list)
       return -1;
   }
   return 0;
+}
+
+static int
+plugin_list_exports (int readonly, int is_tls, struct nbdkit_exports *list)
+{
+  int r;
+
+  pthread_mutex_lock (&handles_lock);
+  r = list_exports_locked (list);
+  pthread_mutex_unlock (&handles_lock);
+  return r;
 }
 
 struct handle {
@@ -407,6 +463,7 @@ plugin_open (int readonly)
     nbdkit_error ("malloc: %m");
     return NULL;
   }
+  count_handle (1);
   r = exports_find (exports, name, &h->export);
   if (r < 0)
     nbdkit_error ("%s: there is no export \"%s\"", filename, name);
@@ -416,6 +473,7 @@ plugin_open (int readonly)
       nbdkit_error ("%s", error.message);
   }
   if (r < 0) {
+    count_handle (-1);
     free (h);
     nbdkit_set_error (-r);
     return NULL;
@@ -429,6 +487,7 @@ plugin_close (void *handle)
   struct handle *h = handle;
 
   qcow2_view_close (h->view);
+  count_handle (-1);
   free (h);
 }
 

@@ -82,6 +82,32 @@ struct proposal {
   bool appended;                /* it is at the end of the file */
 };
 
+int
+alloc_restart (struct allocator *a)
+{
+  int64_t size_bytes = qcow2_storage_size (a->layer->file);
+  uint64_t end;
+
+  if (size_bytes < 0)
+    return (int) size_bytes;
+  if (!qcow2_storage_can_grow (a->layer->file))
+    return 0;
+  end = ((uint64_t) size_bytes >> a->rc->cluster_bits) +
+    !!((uint64_t) size_bytes & ((UINT64_C (1) << a->rc->cluster_bits) - 1));
+  pthread_mutex_lock (&a->lock);
+  /* Holes behind the end are gone with it.  There, nothing is left of what
+   * clusters held: they are fresh again.
+   */
+  holes_cut (&a->holes, end);
+  if (a->scan_end > end)
+    a->scan_end = end;
+  if (a->count_end > end)
+    a->count_end = end;
+  a->append = a->fresh_from = end;
+  pthread_mutex_unlock (&a->lock);
+  return 0;
+}
+
 /*----- Holes -----*/
 
 /* Returns how many clusters were not in the list before. */

@@ -64,6 +64,11 @@ extern int allocator_init (struct allocator *a, struct refcounts *rc,
                            struct retire *retire);
 extern void allocator_destroy (struct allocator *a);
 
+/* The free tail of the file was cut: what is allocated next goes where
+ * the file ends now.  No request is in progress.
+ */
+extern int alloc_restart (struct allocator *a);
+
 /* Allocate up to NR adjacent clusters, at least one: their refcounts are
  * 1 in memory.  *FRESH: they read as zeros in the file.  -ENOSPC if
  * there are none.  May write refcount structures, and wait for the turn;
@@ -94,5 +99,17 @@ extern void alloc_note_full (struct allocator *a);
  * more after it.  Takes the turn.
  */
 extern int refcount_grow (struct allocator *a, uint64_t cluster);
+
+/* Make refcount blocks from the one of CLUSTER on, behind which there are
+ * none, for NR clusters in a row.  These are free, and begin at *FIRST.
+ * Takes the turn.
+ */
+extern int refcount_grow_run (struct allocator *a, uint64_t cluster,
+                              uint64_t nr, uint64_t *first);
+
+/* Allocate exactly NR clusters in a row (alloc-run.c).  The gate is
+ * closed: nobody else allocates.  Errors as those of alloc_clusters.
+ */
+extern int alloc_run (struct allocator *a, uint64_t nr, uint64_t *first);
 
 #endif /* QCOW2_ALLOC_H */

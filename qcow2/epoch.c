@@ -140,3 +140,14 @@ epoch_synchronize (struct epoch *epoch)
   for (round = 0; round < 2; ++round)
     wait_until_empty (epoch, atomic_fetch_add (&epoch->phase, 1) & 1);
 }
+
+/* A stripe that was empty once stays so but for requests that leave at
+ * once.
+ */
+void
+epoch_wait_empty (const struct epoch *epoch)
+{
+  full_barrier ();
+  wait_until_empty (epoch, 0);
+  wait_until_empty (epoch, 1);
+}

@@ -59,4 +59,9 @@ extern bool epoch_has_written (const struct epoch *epoch);
  */
 extern void epoch_synchronize (struct epoch *epoch);
 
+/* Wait until no request is in an epoch.  For the gate, which lets none
+ * stay that enters after it was closed.
+ */
+extern void epoch_wait_empty (const struct epoch *epoch);
+
 #endif /* QCOW2_EPOCH_H */

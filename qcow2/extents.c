@@ -122,7 +122,7 @@ int
 qcow2_extents (struct qcow2_view *view, uint64_t count, uint64_t offset,
                qcow2_extent_fn *fn, void *opaque)
 {
-  struct epoch_ticket ticket = epoch_enter (&view->image->epoch);
+  struct epoch_ticket ticket = gate_enter (&view->image->gate);
   int r;
 
   r = walk (view, count, offset, fn, opaque);

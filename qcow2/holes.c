@@ -141,6 +141,21 @@ holes_take (struct holes *h, uint64_t nr, struct hole *out)
   return true;
 }
 
+void
+holes_cut (struct holes *h, uint64_t end)
+{
+  unsigned above = 0;
+
+  while (above < h->nr && h->list[above].first >= end)
+    h->clusters -= h->list[above++].nr;
+  h->nr -= above;
+  memmove (&h->list[0], &h->list[above], h->nr * sizeof h->list[0]);
+  if (h->nr > 0 && end_of (&h->list[0]) > end) {
+    h->clusters -= end_of (&h->list[0]) - end;
+    h->list[0].nr = end - h->list[0].first;
+  }
+}
+
 bool
 holes_have_ours (const struct holes *h, uint64_t cluster)
 {

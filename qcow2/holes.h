@@ -45,6 +45,9 @@ extern uint64_t holes_add (struct holes *h, struct hole hole,
  */
 extern bool holes_take (struct holes *h, uint64_t nr, struct hole *out);
 
+/* Drop what lies at END or above. */
+extern void holes_cut (struct holes *h, uint64_t end);
+
 /* Is the cluster in a hole that is ours? */
 extern bool holes_have_ours (const struct holes *h, uint64_t cluster);
 

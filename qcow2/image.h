@@ -11,6 +11,7 @@
 #include "chain.h"
 #include "cluster-cache.h"
 #include "epoch.h"
+#include "gate.h"
 #include "log.h"
 #include "qcow2.h"
 #include "snapshot-table.h"
@@ -20,23 +21,35 @@ struct writer;
 struct qcow2 {
   struct chain chain;
   struct epoch epoch;           /* of all requests */
+  struct gate gate;             /* requests enter EPOCH through it */
   struct writer *writer;        /* NULL: read-only */
   struct cluster_cache *clusters;
   uint64_t compressed_cache_bytes;
   struct snapshot_table snapshots; /* of the top image */
   struct log log;
 
+  /* For reading the image again, see reopen.c. */
+  struct qcow2_options options; /* but for strings, which are NULL */
+  bool writable;                /* the top image's file is */
+  bool data_file_given;         /* by the operator */
+  bool finished;                /* by qcow2_finish; gate closed */
+  int broken;                   /* negative errno, and why: reading it again
+                                   has failed */
+  struct qcow2_error why;
+
   pthread_mutex_t views_lock;
   struct qcow2_view *views;     /* open ones; under views_lock */
 };
 
-/* All members but NR_REFS and NEXT are constant while a view is open. */
+/* All members but SIZE_BYTES, NR_REFS and NEXT are constant while a view
+ * is open.
+ */
 struct qcow2_view {
   struct qcow2 *image;
   size_t snapshot;              /* index, or QCOW2_ACTIVE */
   const struct l1_table *l1;    /* the top layer's, or &own_l1 */
   struct l1_table own_l1;       /* of a snapshot */
-  uint64_t size_bytes;
+  _Atomic uint64_t size_bytes;  /* written under views_lock */
 
   unsigned nr_refs;             /* under views_lock */
   struct qcow2_view *next;      /* under views_lock */
@@ -54,6 +67,20 @@ view_lookup (const struct qcow2_view *view, uint64_t offset,
  */
 extern int image_read (const struct qcow2 *image, const struct l1_table *l1,
                        void *buf, size_t count, uint64_t offset);
+
+/* Read what depends on the layers, which are loaded, and make caches and a
+ * writer (where that is wanted) for them: there are none yet.  What is
+ * there after an error is freed as after success.
+ */
+extern int image_prepare (struct qcow2 *image, struct qcow2_error *error);
+
+/* The disk has another size now, for views that are open, too.  The gate
+ * is closed.
+ */
+extern void image_set_size (struct qcow2 *image, uint64_t size_bytes);
+
+/* Is any view open? */
+extern bool image_has_views (struct qcow2 *image);
 
 /* Free the views that are still open. */
 extern void view_free_all (struct qcow2 *image);

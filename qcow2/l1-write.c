@@ -42,6 +42,52 @@ l1_writer_destroy (struct l1_writer *w)
   pthread_mutex_destroy (&w->lock);
 }
 
+int
+l1_larger_init (const struct l1_writer *w, uint32_t nr,
+                struct l1_larger *larger)
+{
+  const struct l1_table *old = &w->layer->l1;
+  uint32_t i;
+
+  larger->nr_entries = nr;
+  larger->entries = calloc (nr, sizeof *larger->entries);
+  larger->durable = calloc (nr, sizeof *larger->durable);
+  if (!larger->entries || !larger->durable) {
+    l1_larger_clear (larger);
+    return -ENOMEM;
+  }
+  for (i = 0; i < old->nr_entries; ++i) {
+    larger->entries[i] = old->entries[i];
+    larger->durable[i] = w->durable[i];
+  }
+  return 0;
+}
+
+void
+l1_larger_clear (struct l1_larger *larger)
+{
+  free ((void *) larger->entries);
+  free (larger->durable);
+  memset (larger, 0, sizeof *larger);
+}
+
+void
+l1_replace (struct l1_writer *w, struct l1_larger *larger,
+            uint64_t host_offset)
+{
+  struct layer *l = w->layer;
+  struct l1_larger old = { l->l1.entries, w->durable, l->l1.nr_entries };
+
+  pthread_mutex_lock (&w->lock);
+  l->l1.entries = larger->entries;
+  l->l1.nr_entries = l->header.l1_entries = larger->nr_entries;
+  l->header.l1_offset = host_offset;
+  w->durable = larger->durable;
+  pthread_mutex_unlock (&w->lock);
+  *larger = old;
+  l1_larger_clear (larger);
+}
+
 /* Have room for NR more. */
 static int
 reserve (struct l1_changes *list, size_t nr)

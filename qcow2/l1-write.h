@@ -33,6 +33,25 @@ struct l1_writer {
 extern int l1_writer_init (struct l1_writer *w, struct layer *l);
 extern void l1_writer_destroy (struct l1_writer *w);
 
+/* A larger table for the same entries. */
+struct l1_larger {
+  _Atomic uint64_t *entries;
+  uint64_t *durable;
+  uint32_t nr_entries;
+};
+
+/* Make one of NR entries, not less than there are; what is added is 0. */
+extern int l1_larger_init (const struct l1_writer *w, uint32_t nr,
+                           struct l1_larger *larger);
+extern void l1_larger_clear (struct l1_larger *larger);
+
+/* The header names a table at HOST_OFFSET that holds the durable entries:
+ * use LARGER, which is emptied, from now on.  The caller has the turn,
+ * and the gate is closed.
+ */
+extern void l1_replace (struct l1_writer *w, struct l1_larger *larger,
+                        uint64_t host_offset);
+
 /* Set an entry of the live table.  The table that it names was written.
  * -ENOMEM, and nothing was changed.
  */

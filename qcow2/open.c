@@ -387,6 +387,34 @@ make_writer (struct opening *o)
 }
 
 int
+image_prepare (struct qcow2 *image, struct qcow2_error *error)
+{
+  struct opening o = {
+    .options = &image->options, .image = image,
+    .writable = image->writable, .error = error,
+  };
+  int r;
+
+  r = read_snapshots (&o);
+  if (r == 0)
+    r = make_caches (&o);
+  if (r == 0)
+    r = make_writer (&o);
+  return r;
+}
+
+static void
+keep_options (struct qcow2 *image, const struct qcow2_options *options)
+{
+  image->data_file_given = options->data_file != NULL;
+  image->options = *options;
+  image->options.backing_format = NULL;
+  image->options.data_file = NULL;
+  image->options.allow_dirs = NULL;
+  image->options.nr_allow_dirs = 0;
+}
+
+int
 qcow2_open (const char *filename, const struct qcow2_options *options,
             struct qcow2 **image, struct qcow2_error *error)
 {
@@ -412,6 +440,8 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
   memset (o.image, 0, sizeof *o.image);
   pthread_mutex_init (&o.image->views_lock, NULL);
   epoch_init (&o.image->epoch);
+  gate_init (&o.image->gate, &o.image->epoch);
+  keep_options (o.image, options);
   o.image->log.fn = options->log;
   o.image->log.opaque = options->opaque;
   o.image->chain.layers = calloc (options->max_chain_depth + 1,
@@ -422,12 +452,9 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
   }
 
   r = open_layers (&o, filename);
+  o.image->writable = o.writable;
   if (r == 0)
-    r = read_snapshots (&o);
-  if (r == 0)
-    r = make_caches (&o);
-  if (r == 0)
-    r = make_writer (&o);
+    r = image_prepare (o.image, error);
   if (r < 0) {
     qcow2_close (o.image);
     return r;
@@ -439,7 +466,15 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
 int
 qcow2_finish (struct qcow2 *image)
 {
-  return image ? writer_finish (image->writer) : 0;
+  int r;
+
+  if (!image)
+    return 0;
+  gate_close (&image->gate);
+  image->finished = true;
+  r = writer_finish (image->writer);
+  gate_open (&image->gate);
+  return r;
 }
 
 int
@@ -450,7 +485,7 @@ qcow2_close (struct qcow2 *image)
 
   if (!image)
     return 0;
-  r = writer_finish (image->writer);
+  r = qcow2_finish (image);
   writer_free (image->writer);
   view_free_all (image);
   for (i = 0; i < image->chain.nr_layers; ++i)
@@ -460,6 +495,7 @@ qcow2_close (struct qcow2 *image)
   cluster_cache_free (image->clusters);
   snapshot_table_clear (&image->snapshots);
   pthread_mutex_destroy (&image->views_lock);
+  gate_destroy (&image->gate);
   free (image);
   return r;
 }

@@ -138,8 +138,9 @@ extern int qcow2_open (const char *filename,
                        const struct qcow2_options *options,
                        struct qcow2 **image, struct qcow2_error *error);
 
-/* Make everything durable and free what can be freed, as for closing.
- * Further requests that change the image fail.  Returns what went wrong.
+/* Make everything durable and free what can be freed, as for closing;
+ * waits for the requests in progress.  Further requests that change the
+ * image fail.  Returns what went wrong.
  */
 extern int qcow2_finish (struct qcow2 *image);
 
@@ -148,6 +149,20 @@ extern int qcow2_finish (struct qcow2 *image);
  * Returns what went wrong, if anything did; IMAGE is gone all the same.
  */
 extern int qcow2_close (struct qcow2 *image);
+
+/* Read the image again, through the descriptors that are open: header,
+ * tables, sizes and snapshots of it and of its backing files, with empty
+ * caches.  So what another program has changed meanwhile is seen.  No
+ * view is open (else -EBUSY), and no other call on IMAGE but qcow2_finish
+ * may be in progress; snapshots may have other indexes afterwards.
+ *
+ * What is open for writing is made durable first; if that fails, nothing
+ * is read, and all is as before.  After any other error no view can be
+ * opened, which gives this error again, until a later qcow2_reopen
+ * succeeds.  That is so, too, where an image names another backing file
+ * or data file than before: these are opened by qcow2_open alone.
+ */
+extern int qcow2_reopen (struct qcow2 *image, struct qcow2_error *error);
 
 /*----- Facts about an open image -----*/
 
@@ -196,7 +211,11 @@ extern int qcow2_view_open (struct qcow2 *image, size_t snapshot,
                             struct qcow2_view **view,
                             struct qcow2_error *error);
 
-/* VIEW may be NULL. */
+/* No request of this reference is in progress.  With the last view of an
+ * image that was changed everything is made durable, and what can be freed
+ * is freed, as for closing the image; errors are logged.  VIEW may be
+ * NULL.
+ */
 extern void qcow2_view_close (struct qcow2_view *view);
 
 /* The virtual size in bytes: any number, also zero. */
@@ -259,6 +278,19 @@ extern int qcow2_zero (struct qcow2_view *view, uint64_t count,
 
 /* Make everything durable that was done before on any view. */
 extern int qcow2_flush (struct qcow2_view *view);
+
+/*----- Managing -----*/
+
+/* Make the disk larger: SIZE_BYTES, any number.  What is added reads as
+ * zeros, and the new size is durable on return.  Requests wait meanwhile.
+ * Views of the active layer that are open have the new size, too.  After
+ * an error the disk has its old size.  -EROFS: not open for writing;
+ * -ENOTSUP: SIZE_BYTES is less than the disk's size, or this is an image
+ * of version 2 with snapshots, which don't tell their sizes; -EFBIG: the
+ * format's limits.
+ */
+extern int qcow2_grow (struct qcow2 *image, uint64_t size_bytes,
+                       struct qcow2_error *error);
 
 /*----- Creating -----*/
 

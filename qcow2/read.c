@@ -125,7 +125,7 @@ int
 qcow2_pread (struct qcow2_view *view, void *buf, size_t count,
              uint64_t offset)
 {
-  struct epoch_ticket ticket = epoch_enter (&view->image->epoch);
+  struct epoch_ticket ticket = gate_enter (&view->image->gate);
   int r;
 
   r = image_read (view->image, view->l1, buf, count, offset);
@@ -180,7 +180,7 @@ prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
 int
 qcow2_prefetch (struct qcow2_view *view, uint64_t count, uint64_t offset)
 {
-  struct epoch_ticket ticket = epoch_enter (&view->image->epoch);
+  struct epoch_ticket ticket = gate_enter (&view->image->gate);
   int r;
 
   r = prefetch (view, count, offset);

@@ -18,6 +18,10 @@
  * of any commit that relies on them comes later.  It is done ahead of
  * need and for several blocks at once, so that commits seldom pay for
  * the flush here.
+ *
+ * Where many clusters in a row are needed (for a table), the area has
+ * blocks for all of them, and they follow it.  Blocks whose entries are
+ * not in one sector of the table come with a new table.
  */
 
 #include <errno.h>
@@ -41,6 +45,7 @@ struct growth {
   uint64_t first_entry;         /* in the table */
   uint64_t nr_blocks;
   uint64_t table_clusters;      /* of a new table, or 0 */
+  uint64_t nr_after;            /* clusters wanted behind the area */
 };
 
 static uint64_t
@@ -92,26 +97,41 @@ count_missing (const struct allocator *a, uint64_t first_entry,
   return nr;
 }
 
-/* A new table at least doubles; the area's blocks have to cover it. */
+/* A new table at least doubles if the old one is too short. */
 static int
 plan_table (struct growth *g)
 {
   const struct allocator *a = g->a;
   const struct refcount_table *table = atomic_load (&a->rc->table);
-  uint64_t needed, max = MAX_REFCOUNT_TABLE_BYTES / 8;
+  uint64_t needed = g->first_entry + g->nr_blocks;
+  uint64_t max = MAX_REFCOUNT_TABLE_BYTES / 8;
 
-  if (g->first_entry + g->nr_blocks <= table->nr_entries)
+  if (needed <= table->nr_entries &&
+      g->first_entry % ENTRIES_PER_SECTOR + g->nr_blocks <=
+      ENTRIES_PER_SECTOR)
     return 0;
+  if (needed > max)
+    return -EFBIG;
+  if (needed <= table->nr_entries)
+    needed = table->nr_entries;
+  else if (needed < 2 * table->nr_entries)
+    needed = 2 * table->nr_entries < max ? 2 * table->nr_entries : max;
+  g->table_clusters = (needed * 8 + cluster_bytes (a) - 1) >>
+    a->rc->cluster_bits;
+  return 0;
+}
+
+/* The area's blocks have to cover it, and what is to follow. */
+static int
+plan_blocks (struct growth *g)
+{
   for (;;) {
-    needed = g->first_entry + g->nr_blocks;
-    if (needed > max)
-      return -EFBIG;
-    if (needed < 2 * table->nr_entries)
-      needed = 2 * table->nr_entries < max ? 2 * table->nr_entries : max;
-    g->table_clusters = (needed * 8 + cluster_bytes (a) - 1) >>
-      a->rc->cluster_bits;
-    if (g->nr_blocks + g->table_clusters <=
-        g->nr_blocks << a->rc->block_bits)
+    int r = plan_table (g);
+
+    if (r < 0)
+      return r;
+    if (g->nr_blocks + g->table_clusters + g->nr_after <=
+        g->nr_blocks << g->a->rc->block_bits)
       return 0;
     g->nr_blocks++;
   }
@@ -127,10 +147,11 @@ plan (struct growth *g, uint64_t cluster)
   g->first_entry = cluster >> a->rc->block_bits;
   g->nr_blocks = count_missing (a, g->first_entry, cluster);
   g->table_clusters = 0;
-  r = plan_table (g);
+  r = plan_blocks (g);
   if (r < 0)
     return r;
-  end = area_first_cluster (g) + g->nr_blocks + g->table_clusters;
+  end = area_first_cluster (g) + g->nr_blocks + g->table_clusters +
+    g->nr_after;
   return end <= a->end ? 0 : -ENOSPC;
 }
 
@@ -294,27 +315,51 @@ write_growth (const struct growth *g, uint64_t offset)
   return r;
 }
 
+/* With the turn. */
+static int
+grow (struct growth *g, uint64_t cluster)
+{
+  const struct allocator *a = g->a;
+  uint64_t offset;
+  int r;
+
+  r = plan (g, cluster);
+  if (r == 0) {
+    offset = area_first_cluster (g) << a->rc->cluster_bits;
+    r = guard_area (g, offset);
+    if (r == 0 && (r = write_growth (g, offset)) < 0)
+      unguard_area (g, offset);
+  }
+  if (r < 0 && !guard_is_corrupt (a->layer))
+    log_message (&a->layer->log, QCOW2_LOG_ERROR,
+                 "%s: can't grow the refcount structures: %s",
+                 a->layer->filename, strerror (-r));
+  return r;
+}
+
 int
 refcount_grow (struct allocator *a, uint64_t cluster)
 {
   struct growth g = { .a = a };
-  uint64_t offset;
   int r = 0;
 
   turn_take (a->turn);
-  if (!refcounts_cover (a->rc, cluster)) {
-    r = plan (&g, cluster);
-    if (r == 0) {
-      offset = area_first_cluster (&g) << a->rc->cluster_bits;
-      r = guard_area (&g, offset);
-      if (r == 0 && (r = write_growth (&g, offset)) < 0)
-        unguard_area (&g, offset);
-    }
-    if (r < 0 && !guard_is_corrupt (a->layer))
-      log_message (&a->layer->log, QCOW2_LOG_ERROR,
-                   "%s: can't grow the refcount structures: %s",
-                   a->layer->filename, strerror (-r));
-  }
+  if (!refcounts_cover (a->rc, cluster))
+    r = grow (&g, cluster);
   turn_give (a->turn);
+  return r;
+}
+
+int
+refcount_grow_run (struct allocator *a, uint64_t cluster, uint64_t nr,
+                   uint64_t *first)
+{
+  struct growth g = { .a = a, .nr_after = nr };
+  int r;
+
+  turn_take (a->turn);
+  r = grow (&g, cluster);
+  turn_give (a->turn);
+  *first = area_first_cluster (&g) + g.nr_blocks + g.table_clusters;
   return r;
 }

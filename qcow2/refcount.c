@@ -177,6 +177,17 @@ refcounts_cover (struct refcounts *rc, uint64_t cluster)
   return find (rc, cluster, &p) != -ENOENT;
 }
 
+uint64_t
+refcounts_end (struct refcounts *rc)
+{
+  const struct refcount_table *table = atomic_load (&rc->table);
+  uint64_t nr = table->nr_entries;
+
+  while (nr > 0 && table->entries[nr - 1] == 0)
+    nr--;
+  return nr << rc->block_bits;
+}
+
 int
 refcounts_get (struct refcounts *rc, uint64_t cluster, uint64_t *value)
 {

@@ -90,6 +90,9 @@ extern int refcounts_next_free (struct refcounts *rc, uint64_t from,
 extern void refcounts_encode (const struct refcounts *rc, uint64_t *block,
                               uint64_t index, uint64_t value);
 
+/* The first cluster behind all that blocks cover. */
+extern uint64_t refcounts_end (struct refcounts *rc);
+
 /* Is there a block for this cluster's refcount? */
 extern bool refcounts_cover (struct refcounts *rc, uint64_t cluster);
 

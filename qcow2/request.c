@@ -2,8 +2,8 @@
 
 /* Requests that change an image.
  *
- * Each runs within its epoch, which it leaves before it waits for a
- * commit: retiring waits for epochs.
+ * Each runs within its epoch, which it enters through the gate, and leaves
+ * before it waits for a commit: retiring waits for epochs.
  */
 
 #include <errno.h>
@@ -19,6 +19,7 @@ struct request {
   enum zero_mode mode;
   uint64_t count;
   uint64_t offset;
+  bool fast;                    /* a zero: not if it is slow */
   bool fua;
 };
 
@@ -41,6 +42,17 @@ wants_durable (const struct writer *w, const struct request *req)
   return req->fua || w->writethrough;
 }
 
+/* Before anything is changed: may it be done, and does the image say on
+ * disk that it is being changed?
+ */
+static int
+prepare (struct writer *w, const struct request *req)
+{
+  if (req->fast && !zero_is_fast (w, req->mode, req->count, req->offset))
+    return -EOPNOTSUPP;
+  return writer_begin_change (w);
+}
+
 /* *DURABLE: all that was done is durable, if the request wants that.
  *
  * A write in place relies on the mapping alone: if that is durable, so is
@@ -52,19 +64,19 @@ wants_durable (const struct writer *w, const struct request *req)
 static int
 run_once (struct writer *w, const struct request *req, bool *durable)
 {
-  struct epoch_ticket ticket = epoch_enter (&w->image->epoch);
+  struct epoch_ticket ticket = gate_enter (&w->image->gate);
   bool direct = wants_durable (w, req) && req->buf &&
     committer_is_clean (&w->committer);
   bool in_place = true;
-  int r;
+  int r = prepare (w, req);
 
-  if (req->buf && w->detect_zeroes != QCOW2_DETECT_ZEROES_OFF)
+  if (r == 0 && req->buf && w->detect_zeroes != QCOW2_DETECT_ZEROES_OFF)
     r = write_detecting_zeroes (w, ticket, req->buf, req->count, req->offset,
                                 direct, &in_place);
-  else if (req->buf)
+  else if (r == 0 && req->buf)
     r = write_guest (w, ticket, req->buf, req->count, req->offset, direct,
                      &in_place);
-  else
+  else if (r == 0)
     r = zero_guest (w, ticket, req->mode, req->count, req->offset, &in_place);
   epoch_leave (ticket);
   *durable = direct && in_place && committer_is_clean (&w->committer);
@@ -82,9 +94,6 @@ run (const struct qcow2_view *view, const struct request *req)
     return -EROFS;
   if (req->count == 0)
     return 0;
-  r = writer_begin_change (w);
-  if (r < 0)
-    return r;
   r = run_once (w, req, &durable);
   if (r == -ENOSPC) {
     alloc_note_full (&w->alloc);
@@ -124,12 +133,9 @@ qcow2_zero (struct qcow2_view *view, uint64_t count, uint64_t offset,
 {
   const struct request req = {
     .mode = may_trim ? ZERO_UNMAP : ZERO_KEEP,
-    .count = count, .offset = offset, .fua = fua,
+    .count = count, .offset = offset, .fast = fast, .fua = fua,
   };
 
-  if (fast && writer_of (view) &&
-      !zero_is_fast (writer_of (view), req.mode, count, offset))
-    return -EOPNOTSUPP;
   return run (view, &req);
 }
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "image.h"
+#include "writer.h"
 
 static struct qcow2_view *
 find_open_locked (struct qcow2 *image, size_t snapshot)
@@ -68,10 +69,8 @@ load (struct qcow2 *image, size_t snapshot, struct qcow2_view **out,
   view->snapshot = snapshot;
   view->nr_refs = 1;
 
-  if (snapshot == QCOW2_ACTIVE) {
-    view->l1 = &top->l1;
-    view->size_bytes = top->size_bytes;
-  }
+  if (snapshot == QCOW2_ACTIVE)
+    view->l1 = &top->l1;        /* the size is set when it is published */
   else {
     r = load_snapshot (top, &image->snapshots.snapshots[snapshot], view,
                        error);
@@ -97,6 +96,8 @@ publish (struct qcow2 *image, struct qcow2_view *view)
   if (other)
     other->nr_refs++;
   else {
+    if (view->snapshot == QCOW2_ACTIVE)
+      view->size_bytes = image->chain.layers[0]->size_bytes;
     view->next = image->views;
     image->views = view;
   }
@@ -114,6 +115,12 @@ qcow2_view_open (struct qcow2 *image, size_t snapshot,
 {
   int r;
 
+  *view = NULL;
+  if (image->broken) {
+    if (error)
+      *error = image->why;
+    return image->broken;
+  }
   *view = find_open (image, snapshot);
   if (*view)
     return 0;
@@ -129,7 +136,7 @@ qcow2_view_close (struct qcow2_view *view)
 {
   struct qcow2_view **p;
   struct qcow2 *image;
-  bool last;
+  bool last, none_left;
 
   if (!view)
     return;
@@ -141,9 +148,37 @@ qcow2_view_close (struct qcow2_view *view)
       ;
     *p = view->next;
   }
+  none_left = image->views == NULL;
   pthread_mutex_unlock (&image->views_lock);
   if (last)
     free_view (view);
+  if (none_left)
+    writer_views_closed (image->writer);
+}
+
+void
+image_set_size (struct qcow2 *image, uint64_t size_bytes)
+{
+  struct layer *top = image->chain.layers[0];
+  struct qcow2_view *view;
+
+  pthread_mutex_lock (&image->views_lock);
+  top->size_bytes = top->header.size_bytes = size_bytes;
+  view = find_open_locked (image, QCOW2_ACTIVE);
+  if (view)
+    view->size_bytes = size_bytes;
+  pthread_mutex_unlock (&image->views_lock);
+}
+
+bool
+image_has_views (struct qcow2 *image)
+{
+  bool r;
+
+  pthread_mutex_lock (&image->views_lock);
+  r = image->views != NULL;
+  pthread_mutex_unlock (&image->views_lock);
+  return r;
 }
 
 void

@@ -179,7 +179,7 @@ worker_start (struct writer *w)
   int r = 0;
 
   pthread_mutex_lock (&w->worker_lock);
-  if (!w->has_thread && !w->stop) {
+  if (!w->has_thread) {
     r = create_thread (w);
     w->has_thread = r == 0;
   }
@@ -200,6 +200,10 @@ worker_stop (struct writer *w)
   pthread_mutex_unlock (&w->worker_lock);
   if (has_thread)
     pthread_join (w->thread, NULL);
+  /* It may be started again. */
+  pthread_mutex_lock (&w->worker_lock);
+  w->stop = false;
+  pthread_mutex_unlock (&w->worker_lock);
 }
 
 void

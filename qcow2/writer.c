@@ -202,7 +202,7 @@ writer_begin_change (struct writer *w)
   return begin (w);
 }
 
-/*----- Closing -----*/
+/*----- Coming to rest, and closing -----*/
 
 /* The free tail of the file, and what is after it.  Only what this session
  * has used: a cluster that nobody counts may hold data all the same, if
@@ -262,7 +262,55 @@ clear_dirty_bit (struct writer *w)
 {
   const struct header_features clear = { .incompatible = INCOMPAT_DIRTY };
 
+  if (!w->dirty)
+    return 0;
+  w->dirty = false;
   return header_writer_set_features (w->header, NULL, &clear);
+}
+
+int
+writer_rest (struct writer *w)
+{
+  int r;
+
+  if (!w->begun)
+    return 0;
+  worker_stop (w);
+  atomic_store (&w->committer.finishing, true);
+  r = commit_all (w);
+  if (r == 0)
+    r = alloc_restart (&w->alloc);
+  atomic_store (&w->committer.finishing, false);
+  if (r < 0) {
+    worker_start (w);           /* commits go on being tried */
+    return r;
+  }
+  /* If this fails the bit may be there or not: either way the next change
+   * sets it first.
+   */
+  w->begun = false;
+  return clear_dirty_bit (w);
+}
+
+void
+writer_views_closed (struct writer *w)
+{
+  int r = 0;
+
+  if (!w || !w->begun || committer_state (&w->committer) < 0)
+    return;
+  /* Most of the work, so that a client that comes meanwhile waits for
+   * little.
+   */
+  commit (&w->committer);
+  gate_close (&w->image->gate);
+  if (!w->finished && !image_has_views (w->image))
+    r = writer_rest (w);
+  gate_open (&w->image->gate);
+  if (r < 0)
+    log_message (&w->top->log, QCOW2_LOG_ERROR,
+                 "%s: the image could not be brought to rest after the last "
+                 "client has left: %s", w->top->filename, strerror (-r));
 }
 
 int
@@ -272,13 +320,9 @@ writer_finish (struct writer *w)
 
   if (!w || w->finished)
     return 0;
+  r = writer_rest (w);
   worker_stop (w);
   w->finished = true;
-  atomic_store (&w->committer.finishing, true);
-  if (w->begun)
-    r = commit_all (w);
-  if (r == 0 && w->dirty)
-    r = clear_dirty_bit (w);
   if (r < 0 && !guard_is_corrupt (w->top))
     log_message (&w->top->log, QCOW2_LOG_ERROR,
                  "%s: the image was not closed properly: %s",

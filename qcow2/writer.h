@@ -34,13 +34,16 @@ struct writer {
   struct inflight inflight;
 
   pthread_mutex_t begin_lock;
-  _Atomic bool begun;           /* the header is ready for changes */
-  bool dirty;                   /* it has the dirty bit: under begin_lock */
+  unsigned nr_growths;          /* of the disk; gate closed */
+  _Atomic bool begun;           /* the header is ready for changes; cleared
+                                   with the gate closed */
+  bool dirty;                   /* it has the dirty bit: under begin_lock, or
+                                   with the gate closed */
 
   /* The background worker, see worker.c. */
   pthread_t thread;
   bool has_thread;
-  bool finished;                /* by writer_finish */
+  bool finished;                /* by writer_finish, with the gate closed */
   pthread_mutex_t worker_lock;
   pthread_cond_t worker_wake;
   pthread_cond_t round_ended;
@@ -57,23 +60,37 @@ extern int writer_new (struct qcow2 *image,
                        const struct qcow2_options *options,
                        struct qcow2_error *error);
 
-/* Commit and retire until nothing is left, and cut the free tail.  No
- * request is in progress, and none may come.  W may be NULL.
+/* Bring the image to rest: commit and retire until nothing is left, and
+ * cut the free tail, so that the file is as a clean close leaves it.  The
+ * next change begins again.  The gate is closed.  On error, which is not
+ * logged, the image goes on as before.
+ */
+extern int writer_rest (struct writer *w);
+
+/* The last view was closed: the same, unless one was opened meanwhile.
+ * Errors are logged.  W may be NULL.
+ */
+extern void writer_views_closed (struct writer *w);
+
+/* The same for ever: requests that come later fail.  The gate is closed.
+ * Errors are logged.  W may be NULL.
  */
 extern int writer_finish (struct writer *w);
 
 /* W may be NULL. */
 extern void writer_free (struct writer *w);
 
-/* To be called by each request that is about to change the image: on
- * the first call the header says so on disk.  Also refuses when writing
- * has failed.
+/* To be called by each request that is about to change the image, within
+ * its epoch: on the first call (since the image was at rest) the header
+ * says so on disk.  Also refuses when writing has failed.
  */
 extern int writer_begin_change (struct writer *w);
 
 /*----- Background (worker.c) -----*/
 
-/* Start the worker, if it does not run yet. */
+/* Start the worker, if it does not run yet.  worker_stop lets it do a last
+ * round; the gate is closed.
+ */
 extern int worker_start (struct writer *w);
 extern void worker_stop (struct writer *w);
 

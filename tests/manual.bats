@@ -267,8 +267,17 @@ hold_open ()
     done
 }
 
+@test "manual: WRITING" {
+    qemu_raw disk.qcow2 disk.raw
+    qemu-img create -q -f qcow2 new.qcow2 32M
+    run_section "$manual" "WRITING"
+    qemu_raw copy.qcow2 written.raw
+    cmp written.raw disk.raw
+}
+
 @test "manual: LOCKS" {
     hold_open running.qcow2
+    cp disk.qcow2 live.qcow2
     run_section "$manual" "LOCKS"
     nbdkit -U - -r qcow2 disk.qcow2 --run 'nbdcopy "$uri" nbd.raw'
     cmp disk.raw nbd.raw

@@ -311,7 +311,7 @@ random_image_make (struct random_image *image, enum image_trait trait,
 /*----- Afterwards -----*/
 
 /* For QEMU a disk that was cut has lost its last sector, and so have its
- * snapshots.
+ * snapshots; of one that has grown they have the new size.
  */
 bool
 random_image_kept (const struct random_image *image)
@@ -326,7 +326,10 @@ random_image_kept (const struct random_image *image)
       now.content = qemu_content (now.file, now.snapshot, &now.bytes);
     else
       now.content = file_content (now.file, &now.bytes);
+    if (now.snapshot[0] && now.bytes > image->kept[i].bytes)
+      now.bytes = image->kept[i].bytes;
     if (now.bytes + 512 < image->kept[i].bytes ||
+        now.bytes > image->kept[i].bytes ||
         memcmp (now.content, image->kept[i].content, now.bytes) != 0) {
       printf ("# %s %s has changed\n", now.file, now.snapshot);
       good = false;

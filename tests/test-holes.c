@@ -81,6 +81,17 @@ take (uint64_t nr)
     model[i] != (hole.ours ? OURS : FREE);
 }
 
+/* Cut somewhere; what is above is as if nobody had ever told of it. */
+static void
+cut (uint64_t end)
+{
+  uint64_t i;
+
+  holes_cut (&holes, end);
+  for (i = end; i < NR_CLUSTERS; ++i)
+    model[i] = USED;
+}
+
 /* Sorted, joined, and what the model says. */
 static bool
 is_right (void)
@@ -107,7 +118,9 @@ test_random (unsigned take_percent, unsigned max_nr, const char *what)
   for (i = 0; i < NR_STEPS && good; ++i) {
     uint64_t nr = 1 + random_below (&seed, max_nr);
 
-    if (random_below (&seed, 100) < take_percent)
+    if (i % 1000 == 999)
+      cut (NR_CLUSTERS - random_below (&seed, NR_CLUSTERS / 8));
+    else if (random_below (&seed, 100) < take_percent)
       good = take (nr);
     else
       good = add (random_below (&seed, NR_CLUSTERS - nr), nr,

@@ -20,12 +20,13 @@
 #include <string.h>
 
 #include "crash-state.h"
+#include "image.h"
 #include "power-check.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
 #include "tap.h"
 
-#define DEFAULT_STATES 2280
+#define DEFAULT_STATES 2480
 #define MUTANT_STATES 1000
 
 static uint64_t
@@ -53,35 +54,102 @@ typedef unsigned run_fn (const struct write_subject *s,
                          struct qcow2_view *view, struct write_log *log,
                          struct guest *guest, uint64_t seed);
 
+/*----- Growing -----*/
+
+struct grower {
+  struct qcow2 *image;
+  uint64_t size_bytes;
+  int result;
+};
+
+static void *
+grow (void *opaque)
+{
+  struct grower *g = opaque;
+  struct qcow2_error error;
+
+  g->result = qcow2_grow (g->image, g->size_bytes, &error);
+  return NULL;
+}
+
+/* Requests run while the disk grows by a part, and after it has. */
+static unsigned
+grow_run (const struct write_subject *s, struct qcow2_view *view,
+          struct write_log *log, struct guest *guest, uint64_t seed)
+{
+  uint64_t part = (s->disk_bytes - s->start_bytes) /
+    (s->nr_sessions * s->nr_parts) / GUEST_SECTOR * GUEST_SECTOR;
+  struct write_subject now = *s;
+  struct grower grower = { .image = view->image };
+  unsigned nr_failed = 0;
+  pthread_t thread;
+
+  now.disk_bytes = qcow2_view_size (view);
+  grower.size_bytes = now.disk_bytes + part;
+  if (pthread_create (&thread, NULL, grow, &grower) != 0) {
+    printf ("Bail out! can't start a thread\n");
+    exit (1);
+  }
+  nr_failed += subject_run (&now, view, log, guest, seed);
+  pthread_join (thread, NULL);
+  now.disk_bytes = grower.size_bytes;
+  nr_failed += subject_run (&now, view, log, guest, seed + 100);
+  return nr_failed + (grower.result < 0);
+}
+
+static run_fn *
+run_of (const struct write_subject *s)
+{
+  return s->start_bytes ? grow_run : subject_run;
+}
+
+/*----- Runs -----*/
+
+/* From the first view's opening to the last one's closing, which makes
+ * all durable.
+ */
+static unsigned
+run_part (struct power_run *run, struct qcow2 *image, run_fn *requests,
+          uint64_t seed)
+{
+  struct qcow2_error error;
+  struct qcow2_view *view;
+  unsigned nr_failed;
+  uint64_t begin;
+
+  if (qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
+    printf ("Bail out! %s: %s\n", run->subject->name, error.message);
+    exit (1);
+  }
+  nr_failed = requests (run->subject, view, &run->log, &run->guest, seed);
+  begin = write_log_tick (&run->log);
+  qcow2_view_close (view);
+  guest_flushed (&run->guest, begin, write_log_tick (&run->log));
+  return nr_failed;
+}
+
 /* From opening to closing. */
 static bool
 run_session (struct power_run *run, run_fn *requests, uint64_t seed)
 {
   struct qcow2_options options;
   struct qcow2_error error;
-  struct qcow2_view *view;
   struct qcow2 *image;
-  uint64_t begin;
-  unsigned nr_failed;
+  unsigned nr_failed = 0, i = 0;
   int r;
 
   subject_options (run->subject, ".", &options);
   options.writable = true;
   run->log.fixed_size = run->subject->spare_bytes > 0;
   write_log_use (&run->log, &options);
-  r = qcow2_open (SUBJECT_IMAGE, &options, &image, &error);
-  if (r == 0)
-    r = qcow2_view_open (image, QCOW2_ACTIVE, &view, &error);
-  if (r < 0) {
+  if (qcow2_open (SUBJECT_IMAGE, &options, &image, &error) < 0) {
     printf ("Bail out! %s: %s\n", run->subject->name, error.message);
     exit (1);
   }
-  nr_failed = requests (run->subject, view, &run->log, &run->guest, seed);
-  qcow2_view_close (view);
-  begin = write_log_tick (&run->log);
+  do
+    nr_failed += run_part (run, image, requests, seed + 1000 * i);
+  while (++i < run->subject->nr_parts);
   r = qcow2_close (image);
-  if (r == 0)
-    guest_flushed (&run->guest, begin, write_log_tick (&run->log));
   return r == 0 && (nr_failed == 0 || run->log.fixed_size);
 }
 
@@ -145,7 +213,7 @@ test_subject (const struct write_subject *s, unsigned nr_states,
   struct power_run run;
   struct power_result result;
 
-  make_run (&run, s, subject_run, seed);
+  make_run (&run, s, run_of (s), seed);
   tell (&run);
   power_check (&run, MUTANT_NONE, nr_states, seed, false, &result);
   is_int (result.nr_bad, 0, "%s: all of %u states are sound%s%s", s->name,
@@ -168,6 +236,7 @@ static const struct {
   { MUTANT_NO_SECOND, "64K clusters" },
   { MUTANT_NO_GROWTH, "growing refcounts" },
   { MUTANT_NO_GROWTH, "growing refcount table" },
+  { MUTANT_NO_L1, "growing disk" },
   { MUTANT_NO_DATA_FILE, "data file" },
   { MUTANT_LATE_REFCOUNTS, "one-bit refcounts" },
   { MUTANT_NO_FIRST, "lazy refcounts" },
@@ -176,6 +245,8 @@ static const struct {
   { MUTANT_LATE_DATA, "overlay" },
   { MUTANT_LATE_TABLE, "snapshots in version 2" },
   { MUTANT_LATE_AREA, "growing refcounts" },
+  { MUTANT_LATE_L1, "growing disk" },
+  { MUTANT_LATE_L1_REFCOUNTS, "growing disk" },
   { MUTANT_EARLY_FREE, "full device" },
 };
 
@@ -197,7 +268,9 @@ test_mutant (enum write_mutant mutant, const char *subject, uint64_t seed)
   struct power_run run;
   struct power_result result;
 
-  make_run (&run, find_subject (subject), subject_run, seed);
+  const struct write_subject *s = find_subject (subject);
+
+  make_run (&run, s, run_of (s), seed);
   power_check (&run, mutant, MUTANT_STATES, seed, true, &result);
   ok (result.nr_bad > 0, "caught after %u states: %s, %s: %s", result.nr_states,
       write_mutant_name (mutant), subject, result.first);

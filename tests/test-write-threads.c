@@ -2,6 +2,8 @@
 
 /* All operations at once, with caches of a few slices.
  *
+ * Meanwhile the disk grows again and again, with the gate closed.
+ *
  * This is for the thread sanitizer: unlike in test-write-model, threads
  * share nothing but the image, so that nothing of the test's own orders
  * what they do.  Nor is the content known then; it has to be the same
@@ -11,8 +13,10 @@
  *   WRITE_REQUESTS  for each thread and image (default 400)
  */
 
+#include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -25,6 +29,7 @@
 #define KiB ((uint64_t) 1024)
 #define MAX_BYTES (192 * KiB)
 #define NR_THREADS 8
+#define MAX_DISK_BYTES (64 * KiB * KiB)
 
 struct worker {
   struct qcow2 *image;
@@ -123,6 +128,9 @@ request (struct worker *w)
   case 10: case 11:
     return qcow2_zero (w->view, count, offset, false, false, fua);
   }
+  /* The end of the disk is where it grows. */
+  if (random_below (&w->seed, 8) == 0)
+    offset = disk - count;
   memset (w->buf, 1 + (int) random_below (&w->seed, 255), count);
   return qcow2_pwrite (w->view, w->buf, count, offset, fua);
 }
@@ -138,6 +146,46 @@ work (void *opaque)
   for (i = 0; i < w->nr_requests && w->error == 0; ++i)
     w->error = request (w);
   qcow2_view_close (w->view);
+  return NULL;
+}
+
+/*----- Growing -----*/
+
+struct grower {
+  struct qcow2 *image;
+  pthread_t thread;
+  uint64_t seed;
+  atomic_bool stop;
+  unsigned nr_growths;
+  int error;
+};
+
+/* By a few bytes or by as much as one L1 entry covers.  Version 2 does
+ * not grow with snapshots.
+ */
+static void *
+grow (void *opaque)
+{
+  struct grower *g = opaque;
+  uint64_t cluster = qcow2_cluster_size (g->image);
+  struct qcow2_error error;
+  struct qcow2_view *view = NULL;
+
+  g->error = qcow2_view_open (g->image, QCOW2_ACTIVE, &view, &error);
+  while (g->error == 0 && !atomic_load (&g->stop)) {
+    uint64_t more = 1 + random_below (&g->seed, 700);
+
+    if (random_below (&g->seed, 3) == 0)
+      more += cluster * (1 + random_below (&g->seed, cluster / 8));
+    if (qcow2_view_size (view) + more < MAX_DISK_BYTES) {
+      g->error = qcow2_grow (g->image, qcow2_view_size (view) + more, &error);
+      g->nr_growths += g->error == 0;
+    }
+    usleep (500);
+  }
+  if (g->error == -ENOTSUP && g->nr_growths == 0)
+    g->error = 0;
+  qcow2_view_close (view);
   return NULL;
 }
 
@@ -178,10 +226,12 @@ run_threads (struct qcow2 *image, const struct random_image *kinds,
              uint64_t *seed)
 {
   struct worker workers[NR_THREADS];
+  struct grower grower = { .image = image, .seed = random_next (seed) | 1 };
   bool good = true;
   unsigned i;
 
   memset (workers, 0, sizeof workers);
+  pthread_create (&grower.thread, NULL, grow, &grower);
   for (i = 0; i < NR_THREADS; ++i) {
     workers[i].image = image;
     workers[i].kinds = kinds;
@@ -199,7 +249,12 @@ run_threads (struct qcow2 *image, const struct random_image *kinds,
       printf ("# thread %u: a snapshot has changed\n", i);
     good = good && workers[i].error == 0 && !workers[i].changed;
   }
-  return good;
+  atomic_store (&grower.stop, true);
+  pthread_join (grower.thread, NULL);
+  printf ("# the disk has grown %u times\n", grower.nr_growths);
+  if (grower.error < 0)
+    printf ("# growing: %s\n", strerror (-grower.error));
+  return good && grower.error == 0;
 }
 
 static bool

@@ -43,6 +43,17 @@ log_end (const struct write_log *log)
   return end;
 }
 
+/* The clusters of the table are of CLASS_L1_NEW, should they be written
+ * before they are in use.
+ */
+static void
+note_place (struct follower *f, uint64_t offset, uint64_t end)
+{
+  for (; offset < end && offset < f->nr_bytes;
+       offset += UINT64_C (1) << f->cluster_bits)
+    f->cluster_class[offset >> f->cluster_bits] = CLASS_L1_NEW;
+}
+
 /* The clusters that the table's entries name are of CLASS. */
 static void
 note_table (struct follower *f, uint64_t offset, uint64_t end,
@@ -69,6 +80,7 @@ note_tables (struct follower *f)
   f->table_offset = be64toh (h->refcount_table_offset);
   f->table_end = f->table_offset +
     ((uint64_t) be32toh (h->refcount_table_clusters) << f->cluster_bits);
+  note_place (f, f->l1_offset, f->l1_end);
   note_table (f, f->l1_offset, f->l1_end, CLASS_L2);
   note_table (f, f->table_offset, f->table_end, CLASS_REFCOUNTS);
 }
@@ -124,6 +136,8 @@ class_of_new (const struct follower *f, const struct log_event *e)
   uint8_t class = f->cluster_class[e->offset >> f->cluster_bits];
   bool whole = (e->offset & (bytes - 1)) == 0 && e->count >= bytes;
 
+  if (class == CLASS_L1_NEW)
+    return CLASS_L1_NEW;
   if (class == CLASS_L2)
     return whole ? CLASS_L2_NEW : CLASS_L2;
   return class == CLASS_REFCOUNTS ? CLASS_REFCOUNT_AREA : CLASS_DATA;
@@ -137,6 +151,8 @@ class_of_flush (const struct log_event *e, unsigned seen)
     return CLASS_FLUSH_DATA_FILE;
   if (seen & (1u << CLASS_L2 | 1u << CLASS_L1))
     return CLASS_FLUSH_SECOND;
+  if (seen & 1u << CLASS_L1_NEW)
+    return CLASS_FLUSH_L1;
   if (seen & 1u << CLASS_REFCOUNT_AREA)
     return CLASS_FLUSH_GROWTH;
   return CLASS_FLUSH_FIRST;
@@ -202,9 +218,10 @@ const char *
 write_class_name (enum write_class class)
 {
   static const char *const names[NR_WRITE_CLASSES] = {
-    "data", "discard", "truncate", "header", "L1", "L2", "new L2",
+    "data", "discard", "truncate", "header", "L1", "L2", "new L2", "new L1",
     "refcount table", "refcounts", "refcount area", "data file",
-    "first flush", "second flush", "growth flush", "data file flush",
+    "first flush", "second flush", "growth flush", "L1 flush",
+    "data file flush",
   };
 
   return names[class];
@@ -217,10 +234,12 @@ write_mutant_name (enum write_mutant mutant)
 {
   static const char *const names[NR_WRITE_MUTANTS] = {
     "none", "no first flush of a commit", "no second flush of a commit",
-    "no flush of new refcount structures", "no flush of the data file",
+    "no flush of new refcount structures", "no flush of a new L1 table",
+    "no flush of the data file",
     "refcounts after L2 entries", "data after L2 entries",
     "new L2 tables after L1 entries",
     "refcount blocks after their table entries",
+    "a new L1 table after the header", "its refcounts after the header",
     "clusters freed before they are unlinked",
     "the header after everything else",
   };
@@ -260,6 +279,7 @@ mutant_covers (const struct write_classes *classes, enum write_mutant mutant,
   case MUTANT_NO_FIRST: return flush != CLASS_FLUSH_FIRST;
   case MUTANT_NO_SECOND: return flush != CLASS_FLUSH_SECOND;
   case MUTANT_NO_GROWTH: return flush != CLASS_FLUSH_GROWTH;
+  case MUTANT_NO_L1: return flush != CLASS_FLUSH_L1;
   case MUTANT_NO_DATA_FILE: return flush != CLASS_FLUSH_DATA_FILE;
   case MUTANT_LATE_REFCOUNTS:
     return class != CLASS_REFCOUNTS || !is_first_of_two (classes, f);
@@ -270,6 +290,10 @@ mutant_covers (const struct write_classes *classes, enum write_mutant mutant,
   case MUTANT_LATE_AREA:
     return class != CLASS_REFCOUNT_AREA || flush != CLASS_FLUSH_GROWTH;
   case MUTANT_LATE_HEADER: return class != CLASS_HEADER;
+  case MUTANT_LATE_L1:
+    return class != CLASS_L1_NEW || flush != CLASS_FLUSH_L1;
+  case MUTANT_LATE_L1_REFCOUNTS:
+    return class != CLASS_REFCOUNTS || flush != CLASS_FLUSH_L1;
   case MUTANT_NONE:
   case MUTANT_EARLY_FREE:
     break;

@@ -24,6 +24,7 @@ enum write_class {
   CLASS_L1,
   CLASS_L2,                     /* sectors of a table in use */
   CLASS_L2_NEW,                 /* a whole table */
+  CLASS_L1_NEW,                 /* likewise */
   CLASS_REFCOUNT_TABLE,
   CLASS_REFCOUNTS,              /* sectors of a block in use */
   CLASS_REFCOUNT_AREA,          /* new blocks, or a new table */
@@ -32,10 +33,11 @@ enum write_class {
   CLASS_FLUSH_FIRST,            /* of a commit: data and refcounts */
   CLASS_FLUSH_SECOND,           /* L2 and L1 tables */
   CLASS_FLUSH_GROWTH,           /* of a refcount area */
+  CLASS_FLUSH_L1,               /* of a new L1 table and its refcounts */
   CLASS_FLUSH_DATA_FILE,
 };
 
-#define NR_WRITE_CLASSES 15
+#define NR_WRITE_CLASSES 17
 
 enum write_mutant {
   MUTANT_NONE,
@@ -43,17 +45,20 @@ enum write_mutant {
   MUTANT_NO_FIRST,
   MUTANT_NO_SECOND,
   MUTANT_NO_GROWTH,
+  MUTANT_NO_L1,
   MUTANT_NO_DATA_FILE,
   /* The first is written after the second. */
   MUTANT_LATE_REFCOUNTS,        /* refcounts, L2 entries */
   MUTANT_LATE_DATA,             /* data, L2 entries */
   MUTANT_LATE_TABLE,            /* a new L2 table, the L1 entry */
   MUTANT_LATE_AREA,             /* refcount blocks, their table's entries */
+  MUTANT_LATE_L1,               /* a new L1 table, the header */
+  MUTANT_LATE_L1_REFCOUNTS,     /* its refcounts, the header */
   MUTANT_EARLY_FREE,            /* L2 entries, giving up the clusters */
   MUTANT_LATE_HEADER,           /* the dirty bit, everything else */
 };
 
-#define NR_WRITE_MUTANTS 11
+#define NR_WRITE_MUTANTS 14
 
 struct write_classes {
   const struct write_log *log;

@@ -23,7 +23,8 @@ const struct write_subject write_subjects[] = {
     .nr_before = 20, .kinds_before = WRITE_ZEROES | WRITE_UNMAP |
       WRITE_COMPRESSED,
     .nr_threads = 3, .nr_ops = 60, .max_bytes = 200 * KiB,
-    .percent_zero = 10, .percent_trim = 10, .nr_sessions = 2 },
+    .percent_zero = 10, .percent_trim = 10, .nr_sessions = 2,
+    .nr_parts = 2 },
   { .name = "version 2",
     .create = QEMU "-o compat=0.10,cluster_size=4k disk.qcow2 3000000",
     .disk_bytes = 3000000 / 512 * 512, .cluster_bytes = 4 * KiB,
@@ -43,7 +44,8 @@ const struct write_subject write_subjects[] = {
     .nr_before = 60, .kinds_before = WRITE_ZEROES | WRITE_COMPRESSED,
     .snapshot = true,
     .nr_threads = 3, .nr_ops = 80, .max_bytes = 30 * KiB,
-    .percent_zero = 10, .percent_trim = 10, .nr_sessions = 2 },
+    .percent_zero = 10, .percent_trim = 10, .nr_sessions = 2,
+    .nr_parts = 2 },
   { .name = "snapshots in version 2",
     .create = QEMU "-o compat=0.10,cluster_size=1k disk.qcow2 1M",
     .disk_bytes = 1 * MiB, .cluster_bytes = 1 * KiB,
@@ -125,14 +127,31 @@ const struct write_subject write_subjects[] = {
     .disk_bytes = 4 * MiB, .cluster_bytes = 64 * KiB,
     .nr_before = 4, .kinds_before = WRITE_ZEROES,
     .nr_threads = 3, .nr_ops = 60, .max_bytes = 100 * KiB,
-    .percent_zero = 15, .percent_trim = 15, .nr_sessions = 2 },
+    .percent_zero = 15, .percent_trim = 15, .nr_sessions = 2,
+    .nr_parts = 2 },
   { .name = "full device",
     .create = QEMU "-o cluster_size=4k disk.qcow2 2M",
     .disk_bytes = 2 * MiB, .cluster_bytes = 4 * KiB,
     .nr_before = 10, .kinds_before = WRITE_ZEROES,
     .spare_bytes = 1300 * KiB,
     .nr_threads = 3, .nr_ops = 120, .max_bytes = 40 * KiB,
-    .percent_zero = 20, .percent_trim = 20, .nr_sessions = 2 },
+    .percent_zero = 20, .percent_trim = 20, .nr_sessions = 2,
+    .nr_parts = 2 },
+  { .name = "growing disk",
+    .create = QEMU "-o cluster_size=512 disk.qcow2 64k",
+    .disk_bytes = 4 * MiB, .start_bytes = 64 * KiB, .cluster_bytes = 512,
+    .nr_before = 10, .nr_threads = 2, .nr_ops = 30, .max_bytes = 8 * KiB,
+    .percent_zero = 10, .percent_trim = 10, .nr_sessions = 2, .nr_parts = 2,
+    .cache_bytes = 64 * KiB },
+  { .name = "growing overlay",
+    .create = QEMU "base.qcow2 3M && qemu-io -f qcow2 "
+      "-c 'write -P 90 0 3M' base.qcow2 > qemu.log && "
+      QEMU "-o cluster_size=4k -F qcow2 -b base.qcow2 disk.qcow2 1000448",
+    .disk_bytes = 4 * MiB, .start_bytes = 1000448, .cluster_bytes = 4 * KiB,
+    .nr_before = 4, .kinds_before = WRITE_ZEROES,
+    .nr_threads = 2, .nr_ops = 30, .max_bytes = 30 * KiB,
+    .percent_zero = 10, .percent_trim = 10, .nr_sessions = 2,
+    .nr_parts = 2 },
   { .name = "preallocated",
     .create = QEMU "-o preallocation=metadata,cluster_size=16k "
       "disk.qcow2 4M",
@@ -166,7 +185,8 @@ subject_make (const struct write_subject *s, uint64_t *state)
 {
   run_command ("rm -rf *; %s", s->create);
   if (s->nr_before > 0)
-    random_writes ("qcow2", SUBJECT_IMAGE, s->disk_bytes,
+    random_writes ("qcow2", SUBJECT_IMAGE,
+                   s->start_bytes ? s->start_bytes : s->disk_bytes,
                    s->max_bytes, s->cluster_bytes, s->nr_before,
                    s->kinds_before, state);
   if (s->snapshot)
@@ -205,6 +225,7 @@ subject_read (const struct write_subject *s, const char *dir, bool snapshot,
   struct qcow2 *image;
   struct qcow2_view *view;
   char name[512];
+  uint64_t size;
   int index = -1, r;
 
   subject_options (s, dir, &options);
@@ -219,7 +240,11 @@ subject_read (const struct write_subject *s, const char *dir, bool snapshot,
                      error);
   if (r == 0) {
     snprintf (error->message, sizeof error->message, "reading fails");
-    r = qcow2_pread (view, buf, s->disk_bytes, 0);
+    size = qcow2_view_size (view);
+    if (size > s->disk_bytes)
+      size = s->disk_bytes;
+    memset (buf + size, 0, s->disk_bytes - size);
+    r = qcow2_pread (view, buf, size, 0);
     qcow2_view_close (view);
   }
   qcow2_close (image);

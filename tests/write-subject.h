@@ -20,6 +20,8 @@ struct write_subject {
   const char *name;
   const char *create;           /* shell command that makes the files */
   uint64_t disk_bytes;
+  uint64_t start_bytes;         /* not 0: the disk has this size at first,
+                                   and grows to the other */
   uint64_t cluster_bytes;
   unsigned nr_before;           /* requests of QEMU before */
   unsigned kinds_before;        /* WRITE_ZEROES... of qemu-image.h */
@@ -33,6 +35,8 @@ struct write_subject {
   unsigned percent_zero;
   unsigned percent_trim;
   unsigned nr_sessions;         /* the image is closed and opened again */
+  unsigned nr_parts;            /* of a session: all views are closed after
+                                   each; 0 is 1 */
   uint64_t cache_bytes;
   enum qcow2_cache_mode cache;
   enum qcow2_detect_zeroes detect_zeroes; /* half of all zeroes are writes */
@@ -51,7 +55,8 @@ extern void subject_options (const struct write_subject *s, const char *dir,
                              struct qcow2_options *options);
 
 /* Open DIR's image read-only, and read all of it (or of its snapshot) to
- * BUF.  Returns a negative errno, with a message.
+ * BUF; what is missing to the disk's full size reads as zeros.  Returns a
+ * negative errno, with a message.
  */
 extern int subject_read (const struct write_subject *s, const char *dir,
                          bool snapshot, uint8_t *buf,

@@ -86,6 +86,65 @@ holds ()
     done
 }
 
+# ---- clients that leave ---------------------------------------------------
+
+# at_rest BYTES: waits until the file is as a clean close leaves it, while the
+# server goes on: a copy of it passes the check and is not longer than that.
+at_rest ()
+{
+    for _ in {1..200}; do
+        cp disk.qcow2 copy.qcow2
+        if [ "$(stat -c %s copy.qcow2)" -le "$1" ] &&
+               qemu-img check -q -f qcow2 copy.qcow2; then
+            return 0
+        fi
+        sleep 0.05
+    done
+    fail "the image does not come to rest"
+}
+
+@test "when the last client has left, the file alone is whole" {
+    qemu-img create -q -f qcow2 -o lazy_refcounts=on disk.qcow2 16M
+    start_nbdkit disk.qcow2 write=on
+    truncate -s 16M model.raw
+    for i in 1 2 3; do
+        # What is given up at the end of the file is cut from it.
+        for disk in "nbd:unix:$sock" model.raw; do
+            qemu-io -f raw -c "write -q -P $i ${i}M 1M" \
+                -c "write -q -P 9 8M 8M" -c "write -q -z -u 8M 8M" "$disk"
+        done
+        at_rest 6000000
+        run ! grep "dirty flag" <(qemu-img info copy.qcow2)
+        qemu_raw copy.qcow2 now.raw
+        cmp now.raw model.raw
+    done
+    kill_nbdkit
+    holds model.raw
+}
+
+@test "clients come and go quickly and write" {
+    qemu-img create -q -f qcow2 -o cluster_size=4k disk.qcow2 16M
+    start_nbdkit disk.qcow2 write=on
+    truncate -s 16M model.raw
+    truncate -s 16M model0.raw model1.raw model2.raw
+    for part in 0 1 2; do
+        for i in {1..12}; do
+            at=$((part * 5000 + i * 300))k
+            qemu-io -f raw -c "write -q -P $i $at 400k" "nbd:unix:$sock"
+            qemu-io -f raw -c "write -q -P $i $at 400k" model$part.raw
+        done 3>&- &
+        clients[part]=$!
+    done
+    wait "${clients[@]}"
+    for part in 0 1 2; do
+        dd if=model$part.raw of=model.raw bs=1000k skip=$((part * 5)) \
+            seek=$((part * 5)) count=5 conv=notrunc status=none
+    done
+    stop_nbdkit
+    holds model.raw
+    [ ! -s "$server_stderr" ]
+}
+
 # ---- servers that end -----------------------------------------------------
 
 kinds=(cluster_size=64k cluster_size=512 cluster_size=4k,compat=0.10

@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* When the last view of an image is closed, its file is as a clean close
+ * leaves it, though the image stays open; and it goes on from there.
+ *
+ * Also the gate: what waits for what.
+ */
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "image.h"
+#include "power-check.h"
+#include "qemu-image.h"
+#include "scratch-dir.h"
+#include "tap.h"
+#include "write-log.h"
+
+#define KiB ((uint64_t) 1024)
+#define MiB (KiB * 1024)
+#define DISK_BYTES (8 * MiB)
+
+static void
+print_message (void *opaque, enum qcow2_log_level level, const char *text)
+{
+  printf ("# log: %s\n", text);
+}
+
+static struct qcow2 *
+open_image (const char *create, struct write_log *log)
+{
+  static const char *const anywhere[] = { "/" };
+  struct qcow2_options options;
+  struct qcow2_error error;
+  struct qcow2 *image;
+
+  run_command ("rm -rf *; %s", create);
+  qcow2_options_init (&options);
+  options.writable = true;
+  options.allow_dirs = anywhere;
+  options.nr_allow_dirs = 1;
+  options.log = print_message;
+  if (log)
+    write_log_use (log, &options);
+  if (qcow2_open ("disk.qcow2", &options, &image, &error) < 0) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+  return image;
+}
+
+static struct qcow2_view *
+open_view (struct qcow2 *image)
+{
+  struct qcow2_error error;
+  struct qcow2_view *view;
+
+  if (qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+  return view;
+}
+
+static uint64_t
+file_bytes (void)
+{
+  struct stat st;
+
+  return stat ("disk.qcow2", &st) == 0 ? (uint64_t) st.st_size : 0;
+}
+
+/*----- The file while nobody is there -----*/
+
+struct content {
+  struct qcow2_view *view;
+  uint8_t *model;
+  uint8_t *buf;
+  uint64_t state;
+};
+
+/* Trims leave zeros, or what was there. */
+static int
+some_requests (struct content *c, unsigned nr)
+{
+  unsigned i;
+  int r = 0;
+
+  for (i = 0; i < nr && r == 0; ++i) {
+    uint64_t offset = random_below (&c->state, DISK_BYTES - 300 * KiB);
+    uint64_t count = 1 + random_below (&c->state, 300 * KiB);
+
+    if (random_below (&c->state, 3) == 0)
+      count = 1 + count % 700;
+    if (random_below (&c->state, 3) == 0) {
+      memset (c->model + offset, 0, count);
+      r = qcow2_zero (c->view, count, offset, true, false, false);
+      continue;
+    }
+    memset (c->model + offset, 1 + (int) random_below (&c->state, 255),
+            count);
+    r = qcow2_pwrite (c->view, c->model + offset, count, offset, false);
+  }
+  return r;
+}
+
+static void
+test_file (const char *name, const char *create)
+{
+  struct qcow2 *image = open_image (create, NULL);
+  struct content c = {
+    .model = calloc (1, DISK_BYTES), .buf = malloc (DISK_BYTES), .state = 5,
+  };
+  unsigned i, nr_failed = 0, nr_unclean = 0, nr_wrong = 0, nr_begun = 0;
+  uint64_t bytes;
+  uint8_t *now;
+
+  for (i = 0; i < 12; ++i) {
+    c.view = open_view (image);
+    nr_failed += some_requests (&c, 1 + i * 2) < 0;
+    nr_failed += qcow2_pread (c.view, c.buf, DISK_BYTES, 0) < 0 ||
+      memcmp (c.buf, c.model, DISK_BYTES) != 0;
+    qcow2_view_close (c.view);
+
+    /* A copy, as a power failure would leave it: nothing of the image's
+     * memory is in it.
+     */
+    run_command ("rm -rf copy && mkdir copy && "
+                 "cp --sparse=always *.* copy/");
+    nr_unclean += qemu_check ("copy/disk.qcow2") != 0;
+    nr_begun += system ("qemu-img info -U copy/disk.qcow2 > info && "
+                        "! grep -q 'dirty flag' info") != 0;
+    now = qemu_content ("copy/disk.qcow2", NULL, &bytes);
+    nr_wrong += bytes != DISK_BYTES || memcmp (now, c.model, bytes) != 0;
+    free (now);
+  }
+  is_int (nr_failed, 0, "%s: 12 clients write one after the other", name);
+  is_int (nr_unclean, 0, "after each of them the check is clean");
+  is_int (nr_begun, 0, "no dirty bit is set");
+  is_int (nr_wrong, 0, "and the file holds what was written");
+  is_int (qcow2_close (image), 0, "it can be closed");
+  free (c.model);
+  free (c.buf);
+}
+
+/* What is allocated after the tail was cut is fresh: a part of a cluster is
+ * written, and the rest of it reads as zeros.
+ */
+static void
+test_tail (void)
+{
+  struct qcow2 *image =
+    open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", NULL);
+  struct qcow2_view *view = open_view (image);
+  uint8_t *buf = malloc (4 * MiB);
+  uint64_t empty = file_bytes (), full, cut;
+  size_t i, wrong = 0;
+  int r;
+
+  memset (buf, 0xaa, 4 * MiB);
+  r = qcow2_pwrite (view, buf, 4 * MiB, 0, true);
+  full = file_bytes ();
+  r = r < 0 ? r : qcow2_zero (view, 4 * MiB, 0, true, false, true);
+  qcow2_view_close (view);
+  cut = file_bytes ();
+  is_int (r, 0, "4 MiB are written, and given up");
+  ok (full > 4 * MiB && cut < empty + 256 * KiB,
+      "the tail of the file is cut when the client leaves (%" PRIu64
+      ", %" PRIu64 ", then %" PRIu64 " bytes)", empty, full, cut);
+
+  view = open_view (image);
+  r = qcow2_pwrite (view, "x", 1, 64 * KiB + 100, false);
+  if (r == 0)
+    r = qcow2_pread (view, buf, 64 * KiB, 64 * KiB);
+  for (i = 0; i < 64 * KiB; ++i)
+    wrong += buf[i] != (i == 100 ? 'x' : 0);
+  is_int (r, 0, "one byte is written then");
+  is_int ((int64_t) wrong, 0, "all around it is zeros");
+  qcow2_view_close (view);
+  ok (file_bytes () <= cut + 192 * KiB, "and takes the place at the end");
+  is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
+  qcow2_close (image);
+  free (buf);
+}
+
+/* Who only looks does not write. */
+static void
+test_readers (void)
+{
+  struct write_log log;
+  struct qcow2 *image;
+  unsigned i;
+  char buf[512];
+
+  write_log_init (&log);
+  image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
+  for (i = 0; i < 5; ++i) {
+    struct qcow2_view *view = open_view (image);
+
+    qcow2_pread (view, buf, sizeof buf, 0);
+    qcow2_flush (view);
+    qcow2_view_close (view);
+  }
+  is_int (qcow2_close (image), 0, "readers come and go");
+  for (i = 0; i < log.nr && log.events[i]->kind == LOG_FLUSH; ++i)
+    ;
+  is_int ((int64_t) log.nr - i, 0, "nothing is written");
+  write_log_clear (&log);
+}
+
+/* An error is not the end: the next one to leave tries again. */
+static int
+fail_writes (void *opaque, const struct log_event *event)
+{
+  return event->kind == LOG_WRITE && *(atomic_bool *) opaque ? -EIO : 0;
+}
+
+static void
+test_error (void)
+{
+  atomic_bool failing = false;
+  struct write_log log;
+  struct qcow2_view *view;
+  struct qcow2 *image;
+  int r;
+
+  write_log_init (&log);
+  log.hook = fail_writes;
+  log.opaque = &failing;
+  image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
+  view = open_view (image);
+  r = qcow2_pwrite (view, "data", 4, 0, false);
+  atomic_store (&failing, true);
+  qcow2_view_close (view);
+  atomic_store (&failing, false);
+  is_int (r, 0, "a client writes, and leaves when nothing can be written");
+  ok (strstr (log.message, "could not be brought to rest") != NULL,
+      "the log says so: %s", log.message);
+  view = open_view (image);
+  is_int (qcow2_pwrite (view, "more", 4, MiB, false), 0,
+          "the next one writes");
+  qcow2_view_close (view);
+  is_int (qemu_check ("disk.qcow2"), 0, "and leaves a clean image");
+  is_int (system ("qemu-io -r -U -f qcow2 -c 'read -q -P 0x64 0 1' "
+                  "-c 'read -q -P 0x6d 1M 1' disk.qcow2"), 0,
+          "that has both");
+  qcow2_close (image);
+  write_log_clear (&log);
+}
+
+/*----- Clients that come and go quickly -----*/
+
+#define NR_CLIENTS 3
+
+struct client {
+  struct qcow2 *image;
+  unsigned nr;
+  uint64_t state;
+  uint8_t *model;               /* of its own part of the disk */
+  pthread_t thread;
+  int error;
+};
+
+static int
+visit (struct client *c)
+{
+  uint64_t part = DISK_BYTES / NR_CLIENTS / 512 * 512;
+  struct qcow2_view *view = open_view (c->image);
+  unsigned i, nr = (unsigned) random_below (&c->state, 5);
+  int r = 0;
+
+  for (i = 0; i < nr && r == 0; ++i) {
+    uint64_t offset = random_below (&c->state, part - 20000);
+    uint64_t count = 1 + random_below (&c->state, 20000);
+
+    memset (c->model + offset, 1 + (int) random_below (&c->state, 255),
+            count);
+    if (random_below (&c->state, 3) == 0) {
+      memset (c->model + offset, 0, count);
+      r = qcow2_zero (view, count, c->nr * part + offset, true, false, false);
+    }
+    else
+      r = qcow2_pwrite (view, c->model + offset, count,
+                        c->nr * part + offset, random_below (&c->state, 9) ==
+                        0);
+  }
+  qcow2_view_close (view);
+  return r;
+}
+
+static void *
+client (void *opaque)
+{
+  struct client *c = opaque;
+  unsigned i;
+
+  for (i = 0; i < 150 && c->error == 0; ++i) {
+    c->error = visit (c);
+    if (random_below (&c->state, 3) == 0)
+      usleep ((unsigned) random_below (&c->state, 2000));
+  }
+  return NULL;
+}
+
+static void
+test_clients (const char *name, const char *create)
+{
+  uint64_t part = DISK_BYTES / NR_CLIENTS / 512 * 512, bytes;
+  struct qcow2 *image = open_image (create, NULL);
+  struct client clients[NR_CLIENTS];
+  unsigned i, nr_wrong = 0;
+  uint8_t *now;
+  int r = 0;
+
+  memset (clients, 0, sizeof clients);
+  for (i = 0; i < NR_CLIENTS; ++i) {
+    clients[i] = (struct client) {
+      .image = image, .nr = i, .state = i + 77, .model = calloc (1, part),
+    };
+    pthread_create (&clients[i].thread, NULL, client, &clients[i]);
+  }
+  for (i = 0; i < NR_CLIENTS; ++i) {
+    pthread_join (clients[i].thread, NULL);
+    r = r < 0 ? r : clients[i].error;
+  }
+  is_int (r, 0, "%s: clients come and go, and write", name);
+  is_int (qemu_check ("disk.qcow2"), 0, "the check is clean when all left");
+  now = qemu_content ("disk.qcow2", NULL, &bytes);
+  for (i = 0; i < NR_CLIENTS; ++i) {
+    nr_wrong += memcmp (now + i * part, clients[i].model, part) != 0;
+    free (clients[i].model);
+  }
+  free (now);
+  is_int (nr_wrong, 0, "all that they wrote is there");
+  is_int (qcow2_close (image), 0, "it can be closed");
+}
+
+/*----- The gate -----*/
+
+struct gated {
+  struct qcow2_view *view;
+  atomic_bool hold;             /* reads of the image don't go on */
+  atomic_bool reading;
+  atomic_bool read_done, write_done, grown;
+};
+
+static int
+hold_reads (void *opaque, const struct log_event *event)
+{
+  struct gated *g = opaque;
+
+  if (event->kind != LOG_READ || !atomic_load (&g->hold))
+    return 0;
+  atomic_store (&g->reading, true);
+  while (atomic_load (&g->hold))
+    usleep (1000);
+  return 0;
+}
+
+static void *
+read_slowly (void *opaque)
+{
+  struct gated *g = opaque;
+  char buf[512];
+
+  if (qcow2_pread (g->view, buf, sizeof buf, 0) == 0)
+    atomic_store (&g->read_done, true);
+  return NULL;
+}
+
+static void *
+grow_meanwhile (void *opaque)
+{
+  struct gated *g = opaque;
+  struct qcow2_error error;
+
+  if (qcow2_grow (g->view->image, 9 * MiB, &error) == 0)
+    atomic_store (&g->grown, true);
+  return NULL;
+}
+
+static void *
+write_meanwhile (void *opaque)
+{
+  struct gated *g = opaque;
+
+  if (qcow2_pwrite (g->view, "late", 4, MiB, false) == 0)
+    atomic_store (&g->write_done, true);
+  return NULL;
+}
+
+static void
+test_gate (void)
+{
+  struct gated g = { .hold = false };
+  pthread_t threads[3];
+  struct write_log log;
+  struct qcow2 *image;
+  uint8_t data[512] = "data";
+
+  write_log_init (&log);
+  log.hook = hold_reads;
+  log.opaque = &g;
+  image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
+  g.view = open_view (image);
+  is_int (qcow2_pwrite (g.view, data, sizeof data, 0, true), 0, "a write");
+  atomic_store (&g.hold, true);
+  pthread_create (&threads[0], NULL, read_slowly, &g);
+  while (!atomic_load (&g.reading))
+    usleep (1000);
+  pthread_create (&threads[1], NULL, grow_meanwhile, &g);
+  while (!atomic_load (&image->gate.closed))
+    usleep (1000);
+  pthread_create (&threads[2], NULL, write_meanwhile, &g);
+  is_int (qcow2_flush (g.view), 0, "a flush does not wait for the gate");
+  usleep (200000);
+  ok (!atomic_load (&g.grown), "growing waits for a request in progress");
+  ok (!atomic_load (&g.write_done), "a new request waits for growing");
+  atomic_store (&g.hold, false);
+  pthread_join (threads[0], NULL);
+  pthread_join (threads[1], NULL);
+  pthread_join (threads[2], NULL);
+  ok (g.read_done && g.grown && g.write_done, "then all of them go on");
+  qcow2_view_close (g.view);
+  is_int (qcow2_close (image), 0, "it can be closed");
+  is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
+  write_log_clear (&log);
+}
+
+#define CREATE "qemu-img create -q -f qcow2 "
+
+int
+main (void)
+{
+  alarm (800);
+  scratch_dir_enter ();
+  test_file ("64K clusters", CREATE "disk.qcow2 8M");
+  test_file ("512-byte clusters", CREATE "-o cluster_size=512 disk.qcow2 8M");
+  test_file ("version 2", CREATE "-o compat=0.10,cluster_size=4k "
+             "disk.qcow2 8M");
+  test_file ("a snapshot", CREATE "disk.qcow2 8M && "
+             "qemu-img snapshot -c s disk.qcow2");
+  test_file ("lazy refcounts", CREATE "-o lazy_refcounts=on disk.qcow2 8M");
+  test_file ("a data file", CREATE "-o data_file=data.raw disk.qcow2 8M");
+  test_tail ();
+  test_readers ();
+  test_error ();
+  test_clients ("64K clusters", CREATE "disk.qcow2 8M");
+  test_clients ("4K clusters", CREATE "-o cluster_size=4k disk.qcow2 8M");
+  test_gate ();
+  return tap_done ();
+}
