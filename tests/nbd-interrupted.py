@@ -105,6 +105,7 @@ class Writer:
 
 def write(uri, state_file, seed):
     writer = Writer(uri, seed)
+    open(state_file + ".connected", "w").close()
     writer.run()
     state = {"flushed": writer.flushed.expectation(),
              "answered": writer.answered.expectation()}

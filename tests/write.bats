@@ -109,12 +109,18 @@ make_kind ()
     fi
 }
 
-# write_until_gone SEED: a client writes; the server lives for a moment.
+# write_until_gone SEED: a client writes; the server lives for a moment more
+# once it is connected, which takes a while on a machine that is busy.
 write_until_gone ()
 {
     start_nbdkit disk.qcow2 write=on discard=unmap
+    rm -f state.connected
     client write "$uri" state "$1" 3>&- &
     client_pid=$!
+    until [ -e state.connected ]; do
+        kill -0 $client_pid
+        sleep 0.01
+    done
     sleep 0.$(printf %03d $((RANDOM % 900 + 100)))
 }
 
