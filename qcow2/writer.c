@@ -262,10 +262,14 @@ clear_dirty_bit (struct writer *w)
 {
   const struct header_features clear = { .incompatible = INCOMPAT_DIRTY };
 
+  int r;
+
   if (!w->dirty)
     return 0;
-  w->dirty = false;
-  return header_writer_set_features (w->header, NULL, &clear);
+  r = header_writer_set_features (w->header, NULL, &clear);
+  if (r == 0)
+    w->dirty = false;
+  return r;
 }
 
 int
@@ -274,7 +278,7 @@ writer_rest (struct writer *w)
   int r;
 
   if (!w->begun)
-    return 0;
+    return clear_dirty_bit (w); /* if that has failed before */
   worker_stop (w);
   atomic_store (&w->committer.finishing, true);
   r = commit_all (w);
@@ -285,8 +289,8 @@ writer_rest (struct writer *w)
     worker_start (w);           /* commits go on being tried */
     return r;
   }
-  /* If this fails the bit may be there or not: either way the next change
-   * sets it first.
+  /* If this fails the bit may be there or not: the next change sets it
+   * first, either way.
    */
   w->begun = false;
   return clear_dirty_bit (w);
@@ -297,7 +301,7 @@ writer_views_closed (struct writer *w)
 {
   int r = 0;
 
-  if (!w || !w->begun || committer_state (&w->committer) < 0)
+  if (!w || !(w->begun || w->dirty) || committer_state (&w->committer) < 0)
     return;
   /* Most of the work, so that a client that comes meanwhile waits for
    * little.

@@ -37,8 +37,7 @@ struct writer {
   unsigned nr_growths;          /* of the disk; gate closed */
   _Atomic bool begun;           /* the header is ready for changes; cleared
                                    with the gate closed */
-  bool dirty;                   /* it has the dirty bit: under begin_lock, or
-                                   with the gate closed */
+  _Atomic bool dirty;           /* it has the dirty bit: changed likewise */
 
   /* The background worker, see worker.c. */
   pthread_t thread;

