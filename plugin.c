@@ -19,6 +19,7 @@
 #include <nbdkit-plugin.h>
 
 #include "plugin-exports.h"
+#include "plugin-readonly.h"
 #include "qcow2/qcow2.h"
 
 #define MAX_BLOCK_BYTES (32u << 20)
@@ -27,6 +28,9 @@ static const char *filename;
 static const char *snapshot;
 static const char **allow_dirs;
 static struct qcow2_options options;
+
+/* write=; a snapshot is read-only whatever it says. */
+static enum { WRITE_AUTO, WRITE_ON, WRITE_OFF } write_mode;
 
 static struct qcow2 *image;
 static struct exports *exports;
@@ -141,6 +145,22 @@ config_bool (const char *value, bool *out)
 }
 
 static int
+config_write (const char *value)
+{
+  int r;
+
+  if (strcmp (value, "auto") == 0) {
+    write_mode = WRITE_AUTO;
+    return 0;
+  }
+  r = nbdkit_parse_bool (value);
+  if (r == -1)
+    return -1;
+  write_mode = r ? WRITE_ON : WRITE_OFF;
+  return 0;
+}
+
+static int
 config_max_chain (const char *key, const char *value)
 {
   if (nbdkit_parse_unsigned (key, value, &options.max_chain_depth) == -1)
@@ -185,7 +205,7 @@ plugin_config (const char *key, const char *value)
   if (strcmp (key, "lock") == 0)
     return config_bool (value, &options.lock);
   if (strcmp (key, "write") == 0)
-    return config_bool (value, &options.writable);
+    return config_write (value);
   if (strcmp (key, "discard") == 0)
     return config_discard (value);
   if (strcmp (key, "max-chain") == 0)
@@ -202,12 +222,18 @@ plugin_config_complete (void)
     nbdkit_error ("the file=DISK.qcow2 parameter is needed");
     return -1;
   }
+  if (snapshot && write_mode == WRITE_ON) {
+    nbdkit_error ("snapshot=%s: a snapshot can't be written to, so write=on "
+                  "can't be given with it", snapshot);
+    return -1;
+  }
   return 0;
 }
 
 #define plugin_config_help \
   "[file=]DISK.qcow2 (required)  The image to serve.\n" \
-  "write=on|off                  Serve it for writing (default off).\n" \
+  "write=auto|on|off             Serve it for writing (default auto: unless\n" \
+  "                              there is nbdkit's -r or the cow filter).\n" \
   "snapshot=NAME|ID              Serve this internal snapshot by default.\n" \
   "backing=none                  Serve the image without its backing file.\n" \
   "backing-format=qcow2|raw      Where the image does not tell the format.\n" \
@@ -231,12 +257,23 @@ plugin_dump_plugin (void)
 
 /*----- Starting -----*/
 
+/* With snapshot= the active layer is not among the exports. */
+static bool
+is_for_writing (void)
+{
+  if (snapshot)
+    return false;
+  return write_mode == WRITE_ON ||
+    (write_mode == WRITE_AUTO && !started_read_only ());
+}
+
 static int
 plugin_get_ready (void)
 {
   struct qcow2_error error;
   int r;
 
+  options.writable = is_for_writing ();
   r = qcow2_open (filename, &options, &image, &error);
   if (r < 0) {
     nbdkit_error ("%s", error.message);
@@ -299,11 +336,11 @@ plugin_open (int readonly)
 
   if (!name)
     return NULL;
-  if (!readonly && !options.writable &&
-      !atomic_exchange (&warned_readonly, true))
-    nbdkit_error ("warning: %s: the image is served read-only; nbdkit's -r "
-                  "option says so and silences this warning, write=on "
-                  "serves it for writing", filename);
+  if (!readonly && !options.writable && !snapshot &&
+      write_mode == WRITE_AUTO && !atomic_exchange (&warned_readonly, true))
+    nbdkit_error ("warning: %s: nbdkit's command line looked as if no client "
+                  "could write, so the image is served read-only; use "
+                  "write=on or write=off", filename);
   h = malloc (sizeof *h);
   if (!h) {
     nbdkit_error ("malloc: %m");

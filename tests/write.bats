@@ -30,7 +30,7 @@ holds ()
                    cluster_size=512,refcount_bits=1 preallocation=metadata; do
         rm -f disk.qcow2
         qemu-img create -q -f qcow2 -o $options disk.qcow2 61M
-        start_nbdkit disk.qcow2 write=on discard=unmap
+        start_nbdkit disk.qcow2 discard=unmap
         nbdcopy --requests=64 --flush in.raw "$uri"
         stop_nbdkit
         holds in.raw
@@ -43,7 +43,7 @@ holds ()
     qemu-io -f qcow2 -c 'write -q -P 5 0 70M' base.qcow2
     qemu-img create -q -f qcow2 -F qcow2 -b base.qcow2 disk.qcow2 61M
     qemu-io -f qcow2 -c 'write -q -P 6 20M 30M' disk.qcow2
-    start_nbdkit disk.qcow2 write=on discard=unmap
+    start_nbdkit disk.qcow2 discard=unmap
     nbdcopy in.raw "$uri"
     stop_nbdkit
     holds in.raw
@@ -52,7 +52,7 @@ holds ()
 @test "holes take no space" {
     make_raw in.raw
     qemu-img create -q -f qcow2 disk.qcow2 61M
-    start_nbdkit disk.qcow2 write=on
+    start_nbdkit disk.qcow2
     nbdcopy --flush in.raw "$uri"
     stop_nbdkit
     [ "$(stat -c %s disk.qcow2)" -lt 18000000 ]
@@ -63,7 +63,7 @@ holds ()
     for options in cluster_size=64k extended_l2=on compat=0.10; do
         rm -f disk.qcow2
         qemu-img create -q -f qcow2 -o $options disk.qcow2 61M
-        start_nbdkit disk.qcow2 write=on
+        start_nbdkit disk.qcow2
         qemu-img convert -n -W -f raw -O raw in.raw \
             "nbd:unix:$sock"
         stop_nbdkit
@@ -76,7 +76,7 @@ holds ()
                    cluster_size=128k,extended_l2=on; do
         rm -f disk.qcow2
         qemu-img create -q -f qcow2 -o $options disk.qcow2 64M
-        start_nbdkit disk.qcow2 write=on
+        start_nbdkit disk.qcow2
         fio --name=verify --ioengine=nbd --uri="$uri" --rw=randrw \
             --bsrange=512-32k --blockalign=512 --serialize_overlap=1 \
             --size=64M --iodepth=16 --verify=crc32c --verify_fatal=1 --fsync=64 \
@@ -112,7 +112,7 @@ make_kind ()
 # write_until_gone SEED: a client writes; the server lives for a moment.
 write_until_gone ()
 {
-    start_nbdkit disk.qcow2 write=on discard=unmap
+    start_nbdkit disk.qcow2 discard=unmap
     client write "$uri" state "$1" 3>&- &
     client_pid=$!
     sleep 0.$(printf %03d $((RANDOM % 900 + 100)))
@@ -148,7 +148,7 @@ write_until_gone ()
             fail "kill $seed: qemu-img check has exit status $status"
         fi
 
-        start_nbdkit disk.qcow2 write=on
+        start_nbdkit disk.qcow2
         client verify "$uri" state flushed
         stop_nbdkit
     done
@@ -156,7 +156,7 @@ write_until_gone ()
 
 @test "what is written in place and not flushed is flushed in the background" {
     qemu-img create -q -f qcow2 -o preallocation=metadata disk.qcow2 8M
-    start_nbdkit disk.qcow2 write=on
+    start_nbdkit disk.qcow2
     strace -qq -f -e trace=fdatasync -o trace -p "$server_pid" 3>&- &
     until grep -q "TracerPid:.*[1-9]" "/proc/$server_pid/status"; do
         sleep 0.05
