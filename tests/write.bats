@@ -71,6 +71,38 @@ holds ()
     done
 }
 
+# v2v OUTPUT: a guest is in in.qcow2; nbdcopy takes it to the image OUTPUT, from
+# server to server, as virt-v2v starts and stops them.
+v2v ()
+{
+    local overlay
+    start_nbdkit --exit-with-parent --threads 16 --filter=cow in.qcow2
+    overlay=$uri
+    start_nbdkit --exit-with-parent --threads 16 "$1"
+    nbdcopy --requests=64 --flush "$overlay" "$uri"
+    # SIGTERM, and the end is waited for.
+    stop_nbdkit
+    [ ! -s "$server_stderr" ]
+    stop_nbdkit
+    [ ! -s "$server_stderr" ]
+}
+
+@test "converting a guest as virt-v2v does leaves a complete image" {
+    make_raw in.raw
+    qemu-img convert -c -f raw -O qcow2 in.raw in.qcow2
+    for options in cluster_size=64k extended_l2=on,cluster_size=128k \
+                   compat=0.10 lazy_refcounts=on; do
+        rm -f disk.qcow2
+        qemu-img create -q -f qcow2 -o $options disk.qcow2 61M
+        v2v disk.qcow2
+        holds in.raw
+        # As small as what QEMU would have made of it.
+        qemu-img convert -f raw -O qcow2 -o $options in.raw qemu.qcow2
+        [ "$(stat -c %s disk.qcow2)" -le \
+            $(($(stat -c %s qemu.qcow2) + (1 << 20))) ]
+    done
+}
+
 @test "fio verifies what it has written" {
     for options in cluster_size=64k cluster_size=4k,extended_l2=off \
                    cluster_size=128k,extended_l2=on; do
