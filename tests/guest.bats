@@ -5,7 +5,7 @@
 # fills, trims and checks them.  guestfish boots it, with all disks at once,
 # for that is what takes the time.
 #
-#   GUEST_KINDS   "all": each kind of image (default: some)
+#   GUEST_KINDS   "all": each kind of image (default: two)
 
 load lib
 
