@@ -61,7 +61,8 @@ struct qcow2_options {
   bool lock;
 
   /* Open the top image for writing.  Where that can't be, a warning says
-   * why, and it is opened read-only.
+   * why, and it is opened read-only: with a reader's locks if it is the
+   * image or its data file that may not be written.
    */
   bool writable;
 
