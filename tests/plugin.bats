@@ -428,7 +428,7 @@ qemu_stop ()
 mount --bind mounted mounted && mount -o remount,bind,ro mounted && exec "$@"
 END
     chmod +x mount-and-run
-    NBDKIT_WRAPPER="unshare --mount ./mount-and-run" \
+    TEST_WRAPPER="unshare --mount ./mount-and-run" \
         start_nbdkit mounted/disk.qcow2
     nbdinfo --is read-only "$uri"
     assert_same_content "$uri" qemu.raw

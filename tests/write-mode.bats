@@ -43,10 +43,9 @@ starts_as ()
 {
     local status=0
     rm -f run.sock
-    env LD_PRELOAD="${NBDKIT_PRELOAD:-}" \
+    timeout 60 env LD_PRELOAD="${NBDKIT_PRELOAD:-}" \
         ASAN_OPTIONS="${ASAN_OPTIONS:-}:detect_leaks=0" \
-        timeout 60 nbdkit "$@" > started.err 2>&1 3>&- 4>&- < /dev/null ||
-        status=$?
+        nbdkit "$@" > started.err 2>&1 3>&- 4>&- < /dev/null || status=$?
     if [ $status -eq 0 ]; then
         echo reader
     elif grep -q 'Failed to get "write" lock' started.err; then
@@ -230,7 +229,7 @@ start_powerless ()
 {
     local wrapper=
     [ "$(id -u)" -ne 0 ] || wrapper="setpriv --bounding-set -dac_override"
-    NBDKIT_WRAPPER=$wrapper start_nbdkit "$@"
+    TEST_WRAPPER=$wrapper start_nbdkit "$@"
 }
 
 @test "an image that may not be written is read-only, with a warning" {
