@@ -252,8 +252,9 @@ soak: deps
 	    WRITE_SEEDS=$(SOAK_SEEDS) WRITE_SEED=$(SOAK_SEED) \
 	    RACE_SECONDS=20 RACE_SEED=$(SOAK_SEED) KILLS=200 \
 	    POWER_STATES=$(SOAK_STATES) POWER_SEED=$(SOAK_SEED) \
+	    GUEST_KINDS=all \
 	    $(MAKE) --no-print-directory run-tests \
-	    TESTS='$(or $(TESTS),write-model race write power-failure)'
+	    TESTS='$(or $(TESTS),write-model race write power-failure guest)'
 
 help:
 	@echo "make                 build $(NAME).so"

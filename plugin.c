@@ -21,6 +21,7 @@
 
 #include "plugin-create.h"
 #include "plugin-exports.h"
+#include "plugin-readonly.h"
 #include "qcow2/qcow2.h"
 
 #define MAX_BLOCK_BYTES (32u << 20)
@@ -29,7 +30,9 @@ static const char *filename;
 static const char *snapshot;
 static const char **allow_dirs;
 static struct qcow2_options options;
-static bool write_off;          /* said explicitly */
+
+/* write=; a snapshot is read-only whatever it says. */
+static enum { WRITE_AUTO, WRITE_ON, WRITE_OFF } write_mode;
 
 static struct qcow2 *image;
 static struct exports *exports;
@@ -215,6 +218,22 @@ config_bool (const char *value, bool *out)
 }
 
 static int
+config_write (const char *value)
+{
+  int r;
+
+  if (strcmp (value, "auto") == 0) {
+    write_mode = WRITE_AUTO;
+    return 0;
+  }
+  r = nbdkit_parse_bool (value);
+  if (r == -1)
+    return -1;
+  write_mode = r ? WRITE_ON : WRITE_OFF;
+  return 0;
+}
+
+static int
 config_max_chain (const char *key, const char *value)
 {
   if (nbdkit_parse_unsigned (key, value, &options.max_chain_depth) == -1)
@@ -225,15 +244,6 @@ config_max_chain (const char *key, const char *value)
     return -1;
   }
   return 0;
-}
-
-static int
-config_write (const char *value)
-{
-  int r = config_bool (value, &options.writable);
-
-  write_off = !options.writable;
-  return r;
 }
 
 static int
@@ -296,14 +306,18 @@ plugin_config_complete (void)
     nbdkit_error ("the file=DISK.qcow2 parameter is needed");
     return -1;
   }
-  if (create_wanted ())
-    options.writable = true;
-  return create_config_complete (write_off, snapshot != NULL);
+  if (snapshot && write_mode == WRITE_ON) {
+    nbdkit_error ("snapshot=%s: a snapshot can't be written to, so write=on "
+                  "can't be given with it", snapshot);
+    return -1;
+  }
+  return create_config_complete (write_mode == WRITE_OFF, snapshot != NULL);
 }
 
 #define plugin_config_help \
   "[file=]DISK.qcow2 (required)  The image to serve.\n" \
-  "write=on|off                  Serve it for writing (default off).\n" \
+  "write=auto|on|off             Serve it for writing (default auto: unless\n" \
+  "                              there is nbdkit's -r or the cow filter).\n" \
   "create=SIZE|backing           Make the image first, for writing.\n" \
   "create-options=OPTS           As for `qemu-img create -o'.\n" \
   "snapshot=NAME|ID              Serve this internal snapshot by default.\n" \
@@ -333,6 +347,16 @@ plugin_dump_plugin (void)
 
 /*----- Starting -----*/
 
+/* With snapshot= the active layer is not among the exports. */
+static bool
+is_for_writing (void)
+{
+  if (snapshot)
+    return false;
+  return write_mode == WRITE_ON ||
+    (write_mode == WRITE_AUTO && !started_read_only ());
+}
+
 static int
 plugin_get_ready (void)
 {
@@ -342,6 +366,7 @@ plugin_get_ready (void)
   if (create_wanted () &&
       create_image (filename, options.lock, &options.data_file) == -1)
     return -1;
+  options.writable = is_for_writing ();
   r = qcow2_open (filename, &options, &image, &error);
   if (r < 0) {
     nbdkit_error ("%s", error.message);
@@ -453,11 +478,11 @@ plugin_open (int readonly)
 
   if (!name)
     return NULL;
-  if (!readonly && !options.writable &&
-      !atomic_exchange (&warned_readonly, true))
-    nbdkit_error ("warning: %s: the image is served read-only; nbdkit's -r "
-                  "option says so and silences this warning, write=on "
-                  "serves it for writing", filename);
+  if (!readonly && !options.writable && !snapshot &&
+      write_mode == WRITE_AUTO && !atomic_exchange (&warned_readonly, true))
+    nbdkit_error ("warning: %s: nbdkit's command line looked as if no client "
+                  "could write, so the image is served read-only; use "
+                  "write=on or write=off", filename);
   h = malloc (sizeof *h);
   if (!h) {
     nbdkit_error ("malloc: %m");

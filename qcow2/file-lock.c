@@ -39,7 +39,7 @@ struct conflict {
 struct role {
   const int *bytes;             /* to lock; 0 ends both lists */
   const struct conflict *conflicts;
-  const char *without_lock;     /* what lock=off may do */
+  const char *advice;           /* what else the user can do */
 };
 
 static const struct role reader = {
@@ -52,7 +52,7 @@ static const struct role reader = {
     { USED + RESIZE, "shared \"resize\"" },
     { 0, NULL },
   },
-  .without_lock = "what is read may then be wrong",
+  .advice = "lock=off opens it all the same: what is read may then be wrong",
 };
 
 static const struct role writer = {
@@ -68,7 +68,8 @@ static const struct role writer = {
     { USED + RESIZE, "shared \"resize\"" },
     { 0, NULL },
   },
-  .without_lock = "this may destroy the image",
+  .advice = "write=off opens it beside others that only read; lock=off in "
+            "any case: this may destroy the image",
 };
 
 /* Some network and FUSE filesystems. */
@@ -132,9 +133,8 @@ check_others (int fd, const char *filename, const struct role *role,
     if (lock.l_type != F_UNLCK)
       return qcow2_error_set (error, EAGAIN,
                               "Failed to get %s lock. Is another process "
-                              "using the image [%s]? (lock=off opens it "
-                              "all the same: %s)",
-                              c->what, filename, role->without_lock);
+                              "using the image [%s]? (%s)",
+                              c->what, filename, role->advice);
   }
   return 0;
 }

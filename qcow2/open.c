@@ -161,8 +161,11 @@ open_data_file (struct opening *o, struct layer *l)
     return 0;
   }
 
-  if (by_operator)
+  if (by_operator) {
     fd = named_file_open_operator (by_operator, writable, o->error);
+    if (fd < 0)
+      qcow2_error_prefix (o->error, "%s: data file: ", l->filename);
+  }
   else
     fd = open_named_data_file (o, l, writable, &filename);
   if (fd < 0)
@@ -276,29 +279,15 @@ add_backing_layer (struct opening *o)
   return r;
 }
 
-/* A file that can't be written is served read-only. */
+/* The top image with its data file.  A rule made here is the caller's to
+ * free, after an error, too.
+ */
 static int
 open_top (struct opening *o, const char *filename)
 {
   int fd = named_file_open_operator (filename, o->writable, o->error);
+  int r;
 
-  if (o->writable && (fd == -EACCES || fd == -EPERM || fd == -EROFS)) {
-    log_message (&o->image->log, QCOW2_LOG_WARNING,
-                 "%s: %s; the image is served read-only", filename,
-                 strerror (-fd));
-    o->writable = false;
-    fd = named_file_open_operator (filename, false, o->error);
-  }
-  return fd;
-}
-
-static int
-open_layers (struct opening *o, const char *filename)
-{
-  struct chain *chain = &o->image->chain;
-  int fd, r;
-
-  fd = open_top (o, filename);
   if (fd < 0)
     return fd;
   r = named_file_rule_new (fd, o->options->allow_dirs,
@@ -308,7 +297,41 @@ open_layers (struct opening *o, const char *filename)
     close (fd);
     return r;
   }
-  r = add_layer (o, fd, filename, false);
+  return add_layer (o, fd, filename, false);
+}
+
+/* Where the image or its data file can't be written, both are opened as
+ * if writing had never been asked for: under the locks of a reader.
+ */
+static int
+open_top_or_read_only (struct opening *o, const char *filename)
+{
+  struct qcow2_error why, *error = o->error;
+  int r;
+
+  o->error = &why;
+  r = open_top (o, filename);
+  o->error = error;
+  if (!o->writable || (r != -EACCES && r != -EPERM && r != -EROFS)) {
+    if (r < 0 && error)
+      *error = why;
+    return r;
+  }
+  named_file_rule_free (o->rule);
+  o->rule = NULL;
+  o->writable = false;
+  r = open_top (o, filename);
+  if (r == 0)
+    log_message (&o->image->log, QCOW2_LOG_WARNING,
+                 "%s; the image is served read-only", why.message);
+  return r;
+}
+
+static int
+open_layers (struct opening *o, const char *filename)
+{
+  struct chain *chain = &o->image->chain;
+  int r = open_top_or_read_only (o, filename);
 
   while (r == 0 && !o->options->no_backing &&
          chain->layers[chain->nr_layers - 1]->header.backing_name)

@@ -86,8 +86,9 @@ struct qcow2_options {
   bool lock;
 
   /* Open the top image for writing.  Where that can't be, a warning says
-   * why, and it is opened read-only.  If it was not closed properly, it
-   * is repaired first.
+   * why, and it is opened read-only: with a reader's locks if it is the
+   * image or its data file that may not be written.  If it was not closed
+   * properly, it is repaired first.
    */
   bool writable;
 

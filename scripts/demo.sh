@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # Serves a qcow2 image with nbdkit on a Unix socket, shows what NBD clients see,
-# copies the disk out and compares with what QEMU reads from the image.  Exit
-# status 0 only if every byte is equal.
+# copies the disk out and compares with what QEMU reads from the image; then
+# copies it into a new image in the same way.  Exit status 0 only if every byte
+# is equal, both times.
 #
 #   IMAGE    the image; without it, a small one is made: an ext4 filesystem as
 #            a zlib-compressed overlay over a backing file
@@ -72,10 +73,11 @@ END
     image=$dir/disk.qcow2
 }
 
+# start_server ARGS: for the plugin, and options of nbdkit.
 start_server ()
 {
-    local command=(nbdkit -f -r -U "$dir/sock" -P "$dir/pid"
-                   ./nbdkit-qcow2-plugin.so "$image" "${params[@]}")
+    local command=(nbdkit -f -U "$dir/sock" -P "$dir/pid"
+                   ./nbdkit-qcow2-plugin.so "$@")
     echo "\$ ${command[*]} &"
     "${command[@]}" &
     server=$!
@@ -89,6 +91,15 @@ start_server ()
     done
 }
 
+stop_server ()
+{
+    echo "\$ kill $server"
+    kill -TERM "$server"
+    wait "$server"
+    server=
+    rm -f "$dir/pid" "$dir/sock"
+}
+
 if [ -z "$image" ]; then
     heading "An image: a filesystem, zlib-compressed, over a backing file"
     make_image
@@ -96,7 +107,7 @@ fi
 show qemu-img info -U -f qcow2 "$image"
 
 heading "Served by nbdkit"
-start_server
+start_server -r "$image" "${params[@]}"
 uri="nbd+unix:///?socket=$dir/sock"
 show nbdinfo "$uri"
 
@@ -116,3 +127,12 @@ else
     echo "DIFFERENT" >&2
     exit 1
 fi
+stop_server
+
+heading "Written into a new image with nbdcopy"
+show qemu-img create -q -f qcow2 "$dir/new.qcow2" "$size"
+start_server "$dir/new.qcow2"
+time show nbdcopy --flush "$dir/nbd.raw" "$uri"
+stop_server
+show qemu-img check -f qcow2 "$dir/new.qcow2"
+show qemu-img compare -f raw -F qcow2 "$dir/qemu.raw" "$dir/new.qcow2"

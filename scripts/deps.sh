@@ -16,7 +16,7 @@ packages=(
     zlib1g-dev libjansson-dev libdeflate-dev libisal-dev libzstd-dev
     # testing
     bats clang e2fsprogs file jq libc6-dbg libnbd-bin libnbd-dev python3
-    python3-libnbd qemu-utils strace util-linux valgrind xxd
+    python3-libnbd qemu-utils strace util-linux valgrind xxd guestfish
     # measuring
     fio
 )
@@ -26,7 +26,7 @@ programs=(
     "bats" "file" "fio" "jq" "strace" "valgrind" "xxd" "setarch"
     "mke2fs" "debugfs" "e2fsck"
     "qemu-img" "qemu-io" "qemu-nbd"
-    "nbdinfo" "nbdcopy"
+    "nbdinfo" "nbdcopy" "guestfish"
 )
 
 libraries=(
@@ -51,7 +51,30 @@ look ()
     done
     /usr/bin/python3 -c 'import nbd' 2> /dev/null ||
         missing+=("module nbd (libnbd) of /usr/bin/python3")
+    has_kernel || missing+=("a Linux kernel with its modules, for guestfish")
     [ ${#missing[@]} -eq 0 ]
+}
+
+# Guests boot the kernel that is installed here.  In a container there is none.
+has_kernel ()
+{
+    local modules
+    for modules in /lib/modules/*/kernel; do
+        [ ! -e "/boot/vmlinuz-$(basename "$(dirname "$modules")")" ] || return 0
+    done
+    return 1
+}
+
+# The smallest package with a kernel that this distribution has.
+kernel_package ()
+{
+    local name arch
+    arch=$(dpkg --print-architecture)
+    for name in "linux-image-cloud-$arch" linux-image-virtual \
+        "linux-image-$arch" linux-image-generic; do
+        ! apt-cache show "$name" > /dev/null 2>&1 || break
+    done
+    echo "$name"
 }
 
 is_debian ()
@@ -79,6 +102,7 @@ if is_debian && [ "$(id -u)" -eq 0 ]; then
     printf '  %s\n' "${missing[@]}"
     # A stale package list may still do.
     apt update || echo "apt-get update failed, going on" >&2
+    has_kernel || packages+=("$(kernel_package)")
     apt install --no-install-recommends "${packages[@]}" || exit 1
     hash -r
     look && exit 0
@@ -88,6 +112,7 @@ else
 fi
 printf '  %s\n' "${missing[@]}" >&2
 if is_debian; then
+    has_kernel || packages+=("$(kernel_package)")
     echo "Run as root, or: sudo apt-get install ${packages[*]}" >&2
 else
     echo "Please install these with your system's package manager." >&2

@@ -33,7 +33,7 @@ qemu_sees_the_spots ()
 serves_the_spots ()
 {
     qemu_sees_the_spots
-    start_nbdkit disk.qcow2 "$@"
+    start_nbdkit -r disk.qcow2 "$@"
     "$PYTHON" "$BATS_TEST_DIRNAME/nbd-spots.py" "$uri" "${spots[@]}"
     stop_nbdkit
 }

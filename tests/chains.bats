@@ -20,7 +20,7 @@ serves ()
 {
     local raw=$1
     shift
-    start_nbdkit "$@" && assert_same_content "$uri" "$raw" && stop_nbdkit
+    start_nbdkit -r "$@" && assert_same_content "$uri" "$raw" && stop_nbdkit
 }
 
 # base_and_overlay: dir/base.qcow2 of 3 MB with random data, dir/disk.qcow2 over
@@ -232,7 +232,7 @@ chain_of ()
     truncate -s 3000320 alone.raw
     qemu-io -t unsafe -f raw -c 'write -q -P 1 1M 100k' alone.raw
     # The rest of the clusters was copied from the backing file.
-    start_nbdkit dir/disk.qcow2 backing=none
+    start_nbdkit -r dir/disk.qcow2 backing=none
     nbd_raw "$uri" served.raw
     cmp -n $((1 << 20)) served.raw alone.raw
     cmp -n $((100 << 10)) -i $((1 << 20)) served.raw alone.raw
@@ -363,7 +363,7 @@ END
         qemu-io -t unsafe -f qcow2 -c "write -q -P $i ${i}M 256k" disk.qcow2
     done
     qemu_raw disk.qcow2 qemu.raw
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     assert_same_content "$uri" qemu.raw
     i=$(preads_during_random_reads)
     echo "$i preads"

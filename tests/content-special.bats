@@ -52,7 +52,7 @@ load make-image
         [ $size -eq 0 ] ||
             qemu-io -f qcow2 -c "write -q -P 7 0 $size" disk.qcow2
         qemu_raw disk.qcow2 qemu.raw
-        start_nbdkit disk.qcow2
+        start_nbdkit -r disk.qcow2
         [ "$(nbdinfo --size "$uri")" -eq $size ]
         assert_same_content "$uri" qemu.raw
         stop_nbdkit
@@ -67,7 +67,7 @@ load make-image
 @test "an overlay of no bytes over a backing file, and one over none" {
     head -c 100000 /dev/urandom > base.raw
     qemu-img create -q -f qcow2 -b base.raw -F raw disk.qcow2 0
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     [ "$(nbdinfo --size "$uri")" -eq 0 ]
     stop_nbdkit
 

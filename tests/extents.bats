@@ -10,7 +10,7 @@ load make-image
 # check_extents [PARAM ...]: of disk.qcow2.
 check_extents ()
 {
-    start_nbdkit disk.qcow2 "$@" &&
+    start_nbdkit -r disk.qcow2 "$@" &&
         "$PYTHON" "$BATS_TEST_DIRNAME/nbd-extents.py" "$uri" disk.qcow2 &&
         stop_nbdkit
 }
@@ -70,7 +70,7 @@ as_qemu_shows_it ()
     # None of it was written: it is all zero.
     rm -f disk.qcow2
     qemu-img create -q -f qcow2 -o preallocation=metadata disk.qcow2 100M
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     run -0 nbdinfo --map "$uri"
     [[ $output =~ ^\ *0\ +104857600\ +2\ +zero$ ]]
     stop_nbdkit
@@ -119,7 +119,7 @@ for i in range (40000):
 ' > data.raw
     qemu-img convert -t unsafe -S 512 -f raw -O qcow2 -o cluster_size=512 \
         data.raw disk.qcow2
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     nbdinfo --map "$uri" > map
     [ "$(wc -l < map)" -eq 80000 ]
     [ "$(grep -c 'hole,zero' map)" -eq 40000 ]
@@ -133,7 +133,7 @@ for i in range (40000):
     for cluster in 512 64k 2M; do
         qemu-img create -q -f qcow2 -o cluster_size=$cluster disk.qcow2 100G
         qemu-io -t unsafe -f qcow2 -c 'write -q -P 1 50G 4k' disk.qcow2
-        start_nbdkit disk.qcow2
+        start_nbdkit -r disk.qcow2
         timeout 60 nbdinfo --map --totals "$uri" > map
         cat map
         [ "$(awk '$3 == 0 { print $1 }' map)" -le $((2 << 20)) ]
@@ -165,7 +165,7 @@ END
     truncate -s 20G base.raw
     qemu-io -t unsafe -f raw -c 'write -q -P 1 10G 64k' base.raw
     qemu-img create -q -f qcow2 -b base.raw -F raw disk.qcow2
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     nbdinfo --map "$uri" | awk '{ print $1, $2, $3 }' > map
     printf '%s\n' '0 10737418240 3' '10737418240 65536 0' \
         '10737483776 10737352704 3' | diff - map
@@ -175,7 +175,7 @@ END
 @test "extents of a snapshot" {
     local state
     make_image disk.qcow2 snapshots=2 size=20000256 backing=raw seed=141
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     for state in s1 s2; do
         "$PYTHON" "$BATS_TEST_DIRNAME/nbd-extents.py" \
             "nbd+unix:///$state?socket=$sock" disk.qcow2 $state

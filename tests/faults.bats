@@ -13,7 +13,7 @@ reads_survive ()
     head -c 8 /dev/zero > control
     TEST_PRELOAD=$BUILD_DIR/tests/preload-read-fault.so \
     READ_FAULT_CONTROL=$PWD/control \
-        start_nbdkit "$@"
+        start_nbdkit -r "$@"
     "$PYTHON" "$TOP/tests/nbd-read-faults.py" "$uri" content.raw control \
         > result
     # EIO, no bytes once, half once, no bytes from then on

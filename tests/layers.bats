@@ -62,7 +62,7 @@ h.cache (h.get_size (), 0)' "$uri"
 @test "cache" {
     local pass
     small_disk
-    start_nbdkit --filter=cache disk.qcow2 cache-on-read=true
+    start_nbdkit -r --filter=cache disk.qcow2 cache-on-read=true
     for pass in 1 2; do
         assert_same_content "$uri" qemu.raw
         random_reads "$uri" qemu.raw 100 4 "$pass"
@@ -74,7 +74,7 @@ h.cache (h.get_size (), 0)' "$uri"
 @test "readahead" {
     local pass
     small_disk size=20000256
-    start_nbdkit --filter=readahead disk.qcow2
+    start_nbdkit -r --filter=readahead disk.qcow2
     for pass in 1 2; do
         assert_same_content "$uri" qemu.raw
         random_reads "$uri" qemu.raw 100 4 "$pass"
@@ -107,7 +107,7 @@ h.cache (h.get_size (), 0)' "$uri"
         IFS=: read -r i start count <<< "$i"
         dd if=disk.raw of=part.raw bs=512 skip="$start" count="$count" \
             status=none
-        start_nbdkit --filter=partition disk.qcow2 partition="$i"
+        start_nbdkit -r --filter=partition disk.qcow2 partition="$i"
         assert_same_content "$uri" part.raw
         random_reads "$uri" part.raw
         stop_nbdkit
@@ -119,11 +119,11 @@ h.cache (h.get_size (), 0)' "$uri"
     qemu_raw disk.qcow2 s1.raw -l snapshot.id=1
     run ! cmp -s s1.raw qemu.raw
 
-    start_nbdkit --filter=exportname disk.qcow2 default-export=s1
+    start_nbdkit -r --filter=exportname disk.qcow2 default-export=s1
     assert_same_content "$uri" s1.raw
     stop_nbdkit
 
-    start_nbdkit --filter=exportname disk.qcow2 exportname-list=explicit \
+    start_nbdkit -r --filter=exportname disk.qcow2 exportname-list=explicit \
         exportname=s1 exportname-strict=true exportdesc=fixed:past
     [ "$(nbdinfo --list --json "$uri" | jq -r '.exports[]."export-name"')" = \
         s1 ]
@@ -136,7 +136,7 @@ h.cache (h.get_size (), 0)' "$uri"
     qemu-img create -q -f qcow2 disk.qcow2 4M
     qemu-io -t unsafe -f qcow2 -c 'write -q -P 1 1M 2M' disk.qcow2
     qemu_raw disk.qcow2 qemu.raw
-    start_nbdkit --filter=stats disk.qcow2 statsfile=stats
+    start_nbdkit -r --filter=stats disk.qcow2 statsfile=stats
     assert_same_content "$uri" qemu.raw
     stop_nbdkit
     cat stats
@@ -161,13 +161,13 @@ h.cache (h.get_size (), 0)' "$uri"
     small_disk
     set_virtual_size disk.qcow2 3000001
     truncate -s 3000001 qemu.raw
-    start_nbdkit --filter=truncate disk.qcow2 round-up=1M
+    start_nbdkit -r --filter=truncate disk.qcow2 round-up=1M
     cp qemu.raw rounded.raw
     truncate -s 3M rounded.raw
     assert_same_content "$uri" rounded.raw
     stop_nbdkit
 
-    start_nbdkit --filter=offset disk.qcow2 offset=1000001 range=1234567
+    start_nbdkit -r --filter=offset disk.qcow2 offset=1000001 range=1234567
     dd if=qemu.raw of=part.raw bs=64k iflag=skip_bytes,count_bytes \
         skip=1000001 count=1234567 status=none
     assert_same_content "$uri" part.raw

@@ -66,7 +66,7 @@ nbdkit_command ()
 {
     local preload=${NBDKIT_PRELOAD:-}${TEST_PRELOAD:+:$TEST_PRELOAD}
     # shellcheck disable=SC2206
-    nbdkit_cmd=(env ASAN_OPTIONS="${ASAN_OPTIONS:-}:detect_leaks=0"
+    nbdkit_cmd=(${TEST_WRAPPER:-} env ASAN_OPTIONS="${ASAN_OPTIONS:-}:detect_leaks=0"
                 ${preload:+"LD_PRELOAD=${preload#:}"} ${NBDKIT_WRAPPER:-}
                 nbdkit -f -U "$sock" "$plugin" "$@")
 }
@@ -79,8 +79,8 @@ nbdkit_command ()
 #
 # Returns when it listens; fails with what it said if it does not start.  Sets
 # $sock, $uri, $server_pid and $server_stderr (a file).  TEST_PRELOAD names a
-# library to preload ($BUILD_DIR/tests/preload-NAME.so).  Several servers may
-# run at a time.
+# library to preload ($BUILD_DIR/tests/preload-NAME.so), TEST_WRAPPER a command
+# that becomes nbdkit.  Several servers may run at a time.
 start_nbdkit ()
 {
     local pidfile

@@ -185,7 +185,7 @@ serves_as ()
 {
     local raw=$1
     shift
-    start_nbdkit "$@" &&
+    start_nbdkit -r "$@" &&
         assert_same_content "$uri" "$raw" &&
         "$PYTHON" "$BATS_TEST_DIRNAME/nbd-random-reads.py" "$uri" "$raw" &&
         stop_nbdkit

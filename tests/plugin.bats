@@ -122,18 +122,27 @@ wait_for ()
 }
 
 @test "what a connection can do" {
-    local cluster what
+    local cluster readonly what changes
     while read -r cluster preferred; do
         qemu-img create -q -f qcow2 -o cluster_size="$cluster" disk.qcow2 1M
-        start_nbdkit disk.qcow2
-        nbdinfo --json "$uri" > info.json
-        cat info.json
-        what=$(jq -c '.exports[0] | [."block_size_minimum",
-            ."block_size_preferred", ."block_size_maximum", ."is_read_only", ."can_multi_conn",
-            ."can_cache", ."can_df", ."contexts"]' info.json)
-        [ "$what" = "[1,$preferred,33554432,true,true,true,true,\
+        for readonly in "" -r; do
+            # shellcheck disable=SC2086
+            start_nbdkit $readonly disk.qcow2
+            nbdinfo --json "$uri" > info.json
+            cat info.json
+            what=$(jq -c '.exports[0] | [."block_size_minimum",
+                ."block_size_preferred", ."block_size_maximum",
+                ."can_multi_conn", ."can_cache", ."can_df", ."contexts"]' \
+                info.json)
+            [ "$what" = "[1,$preferred,33554432,true,true,true,\
 [\"base:allocation\"]]" ]
-        stop_nbdkit
+            changes=$(jq -c '.exports[0] | [(."is_read_only" | not),
+                ."can_flush", ."can_fua", ."can_trim", ."can_zero",
+                ."can_fast_zero"] | unique' info.json)
+            [ "$changes" = "[$([ "$readonly" ] && echo false || echo true)]" ]
+            stop_nbdkit
+            [ ! -s "$server_stderr" ]
+        done
     done <<- 'END'
 	512 4096
 	4k 4096
@@ -142,28 +151,11 @@ wait_for ()
 	END
 }
 
-@test "one warning says that images are read-only, -r silences it" {
-    small_disk
-    start_nbdkit disk.qcow2
-    nbdinfo "$uri" > /dev/null
-    nbdinfo --list "$uri" > /dev/null
-    nbdinfo --is readonly "$uri"
-    stop_nbdkit
-    [ "$(grep -c 'read-only' "$server_stderr")" -eq 1 ]
-    [ "$(grep -c . "$server_stderr")" -eq 1 ]
-
-    start_nbdkit -r disk.qcow2
-    assert_same_content "$uri" qemu.raw
-    nbdinfo --is readonly "$uri"
-    stop_nbdkit
-    [ ! -s "$server_stderr" ]
-}
-
 @test "writing is refused, and the image stays as it was" {
     local before
     small_disk
     before=$(sha256sum disk.qcow2)
-    start_nbdkit disk.qcow2
+    start_nbdkit disk.qcow2 write=off
     "$PYTHON" - "$uri" <<'END'
 import sys, nbd
 
@@ -301,7 +293,8 @@ qemu_stop ()
     [ "$(nbdinfo --size "$uri")" -eq $((1 << 20)) ]
     stop_nbdkit
     # Its backing file is only read.
-    start_nbdkit base.qcow2
+    refuses_to_start 'Failed to get "write" lock.*write=off opens it' base.qcow2
+    start_nbdkit -r base.qcow2
     stop_nbdkit
     qemu_stop
 
@@ -313,20 +306,21 @@ qemu_stop ()
 
     # Readers go together.
     qemu_start -r disk.qcow2
-    start_nbdkit disk.qcow2
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
+    start_nbdkit -r disk.qcow2
+    refuses_to_start 'Failed to get "write" lock' disk.qcow2
     stop_nbdkit
     stop_nbdkit
     qemu_stop
 }
 
-@test "QEMU does not write to what is served, but reads it" {
+@test "QEMU does not write to what is served with -r, but reads it" {
     local file
     make_image disk.qcow2 backing=qcow2 seed=311
     make_image data.qcow2 data=on seed=312
     qemu_raw disk.qcow2 qemu.raw
-    start_nbdkit disk.qcow2
-    start_nbdkit data.qcow2 data-file=data.qcow2.data
+    start_nbdkit -r disk.qcow2
+    start_nbdkit -r data.qcow2 data-file=data.qcow2.data
     for file in disk.qcow2 disk.qcow2.base data.qcow2; do
         run qemu-io -f qcow2 -c 'write 0 512' "$file"
         [[ $output == *'Failed to get'*lock* ]]
@@ -349,6 +343,26 @@ qemu_stop ()
     start_nbdkit disk.qcow2 lock=off
     qemu_io -f qcow2 -c 'write -q 0 512' disk.qcow2
     stop_nbdkit
+}
+
+@test "QEMU keeps away from what is served for writing, not from its backing" {
+    local file
+    make_image disk.qcow2 backing=qcow2 seed=313
+    make_image data.qcow2 data=on seed=314
+    start_nbdkit disk.qcow2
+    start_nbdkit data.qcow2 data-file=data.qcow2.data
+    for file in disk.qcow2 data.qcow2; do
+        run ! qemu-img convert -f qcow2 -O raw "$file" copy.raw
+        [[ $output == *'Failed to get shared "write" lock'* ]]
+    done
+    run ! qemu-img convert -f raw -O raw data.qcow2.data copy.raw
+    [[ $output == *'Failed to get shared "write" lock'* ]]
+
+    qemu-img convert -f qcow2 -O raw disk.qcow2.base copy.raw
+    run ! qemu-img snapshot -c s disk.qcow2.base
+    stop_nbdkit
+    stop_nbdkit
+    qemu-img convert -f qcow2 -O raw disk.qcow2 copy.raw
 }
 
 # ---- starting -------------------------------------------------------------
@@ -396,10 +410,33 @@ qemu_stop ()
     truncate -s 64M disk.qcow2
     attach disk.qcow2
     start_nbdkit "$device"
+    nbdinfo --is read-only "$uri"
     assert_same_content "$uri" qemu.raw
     qemu_raw disk.qcow2 s1.raw -l snapshot.id=1
     assert_same_content "nbd+unix:///s1?socket=$sock" s1.raw
     stop_nbdkit
+    grep "warning: $device: Read-only .*; the image is served read-only" \
+        "$server_stderr"
+}
+
+# In a mount namespace of the server's own.
+@test "images on a filesystem that is mounted read-only" {
+    small_disk
+    mkdir mounted
+    mv disk.qcow2 mounted
+    cat > mount-and-run <<'END'
+#!/bin/sh
+mount --bind mounted mounted && mount -o remount,bind,ro mounted && exec "$@"
+END
+    chmod +x mount-and-run
+    TEST_WRAPPER="unshare --mount ./mount-and-run" \
+        start_nbdkit mounted/disk.qcow2
+    nbdinfo --is read-only "$uri"
+    assert_same_content "$uri" qemu.raw
+    stop_nbdkit
+    [ "$(grep -c . "$server_stderr")" -eq 1 ]
+    grep 'mounted/disk.qcow2: Read-only .*; the image is served read-only' \
+        "$server_stderr"
 }
 
 # An image on a device has no directory, and a device that an image names is

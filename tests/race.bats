@@ -21,7 +21,7 @@ race ()
     qemu-img create -q -f qcow2 -o "cluster_size=$cluster$options" disk.qcow2 \
         $(((innocents + 32) * cluster))
     ${before_race:-true}
-    start_nbdkit disk.qcow2 write=on "$@"
+    start_nbdkit disk.qcow2 "$@"
     nbd_race run "$uri" state "$cluster" "$seconds" "$innocents" \
         "${RACE_SEED:-1}"
     stop_nbdkit

@@ -76,7 +76,7 @@ snapshot_at ()
         rm -f disk.qcow2*
         # shellcheck disable=SC2086
         make_image disk.qcow2 snapshots=3 compression=zlib $kind seed=5
-        start_nbdkit disk.qcow2
+        start_nbdkit -r disk.qcow2
         qemu_raw disk.qcow2 qemu.raw
         assert_same_content "$uri" qemu.raw
         for i in 1 2 3; do
@@ -89,7 +89,7 @@ snapshot_at ()
 @test "all snapshots are read at the same time from several connections" {
     local i readers=()
     make_image disk.qcow2 snapshots=3 cluster=4096 compression=zlib seed=6
-    start_nbdkit disk.qcow2 cache-size=64k compressed-cache-size=64k
+    start_nbdkit -r disk.qcow2 cache-size=64k compressed-cache-size=64k
     for i in 1 2 3; do
         qemu_raw disk.qcow2 s$i.raw -t unsafe -l snapshot.id=$i
     done
@@ -116,7 +116,7 @@ snapshot_at ()
     put_number disk.qcow2 $((at + 32)) 4 12345
     put_number disk.qcow2 $((at + 40)) 8 67890
 
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     list > listed
     cat listed
     [ "$(wc -l < listed)" -eq 4 ]
@@ -138,7 +138,7 @@ snapshot_at ()
 
 @test "without snapshots there is one export" {
     qemu-img create -q -f qcow2 disk.qcow2 1M
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     [ "$(list)" = "|active layer" ]
     stop_nbdkit
 }
@@ -154,7 +154,7 @@ snapshot_at ()
     done
 
     # Exports go by name.
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     assert_export 2 1
     assert_export 1 2
     stop_nbdkit
@@ -173,7 +173,7 @@ snapshot_at ()
 
 @test "snapshots with the same name are told apart by their ids" {
     image_with_snapshots twin single twin
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     [ "$(list | cut -d'|' -f1 | tr '\n' ,)" = \
         ",twin (id 1),single,twin (id 3)," ]
     assert_export "twin (id 1)" 1
@@ -189,7 +189,7 @@ snapshot_at ()
 
 @test "a snapshot without a name" {
     image_with_snapshots ''
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     [ "$(list | cut -d'|' -f1 | tr '\n' ,)" = ", (id 1)," ]
     assert_export ' (id 1)' 1
     nbd_raw "$uri" active.raw
@@ -200,7 +200,7 @@ snapshot_at ()
 
 @test "no two exports have the same name, whatever snapshots are named" {
     image_with_snapshots a a 'a (id 1)'
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     list | cut -d'|' -f1 > names
     cat names
     [ "$(sort -u names | wc -l)" -eq 4 ]
@@ -212,7 +212,7 @@ snapshot_at ()
 
 @test "unknown snapshots are refused" {
     image_with_snapshots a
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     run ! nbdinfo "$(export_uri b)"
     run ! nbdinfo "$(export_uri 1)"
     # The server goes on.
@@ -237,7 +237,7 @@ snapshot_at ()
         qemu-img resize -q --shrink disk.qcow2 $size
         qemu-io -t unsafe -f qcow2 -c 'write -q -P 2 700k 100k' disk.qcow2
     done
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     [ "$(nbdinfo --size "$uri")" -eq 2048000 ]
     [ "$(nbdinfo --size "$(export_uri s1)")" -eq $((1 << 20)) ]
     [ "$(nbdinfo --size "$(export_uri s2)")" -eq $((3 << 20)) ]
@@ -278,7 +278,7 @@ snapshot_at ()
     put_number disk.qcow2 $((at + 32)) 4 4711
     qemu-img snapshot -l disk.qcow2 | grep old
 
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     list | grep -E '^old\|snapshot, id 1, .*, VM state 4711 bytes$'
     assert_export old 1
     stop_nbdkit
@@ -291,7 +291,7 @@ snapshot_at ()
         qemu-io -t unsafe -f qcow2 -c "write -q -P $i ${i}k 1k" disk.qcow2
         qemu-img snapshot -c "number $i" disk.qcow2
     done
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     [ "$(list | wc -l)" -eq 61 ]
     for i in 1 13 42 60; do
         assert_export "number $i" $i
@@ -302,7 +302,7 @@ snapshot_at ()
 @test "a snapshot with a damaged L1 table leaves the others readable" {
     image_with_snapshots a b
     put_number disk.qcow2 "$(snapshot_at disk.qcow2 0)" 8 $((1 << 40))
-    start_nbdkit disk.qcow2
+    start_nbdkit -r disk.qcow2
     run ! nbdinfo "$(export_uri a)"
     assert_export b 2
     stop_nbdkit

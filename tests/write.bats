@@ -30,7 +30,7 @@ holds ()
                    cluster_size=512,refcount_bits=1 preallocation=metadata; do
         rm -f disk.qcow2
         qemu-img create -q -f qcow2 -o $options disk.qcow2 61M
-        start_nbdkit disk.qcow2 write=on discard=unmap
+        start_nbdkit disk.qcow2 discard=unmap
         nbdcopy --requests=64 --flush in.raw "$uri"
         stop_nbdkit
         holds in.raw
@@ -43,7 +43,7 @@ holds ()
     qemu-io -f qcow2 -c 'write -q -P 5 0 70M' base.qcow2
     qemu-img create -q -f qcow2 -F qcow2 -b base.qcow2 disk.qcow2 61M
     qemu-io -f qcow2 -c 'write -q -P 6 20M 30M' disk.qcow2
-    start_nbdkit disk.qcow2 write=on discard=unmap
+    start_nbdkit disk.qcow2 discard=unmap
     nbdcopy in.raw "$uri"
     stop_nbdkit
     holds in.raw
@@ -52,7 +52,7 @@ holds ()
 @test "holes take no space" {
     make_raw in.raw
     qemu-img create -q -f qcow2 disk.qcow2 61M
-    start_nbdkit disk.qcow2 write=on
+    start_nbdkit disk.qcow2
     nbdcopy --flush in.raw "$uri"
     stop_nbdkit
     [ "$(stat -c %s disk.qcow2)" -lt 18000000 ]
@@ -63,11 +63,43 @@ holds ()
     for options in cluster_size=64k extended_l2=on compat=0.10; do
         rm -f disk.qcow2
         qemu-img create -q -f qcow2 -o $options disk.qcow2 61M
-        start_nbdkit disk.qcow2 write=on
+        start_nbdkit disk.qcow2
         qemu-img convert -n -W -f raw -O raw in.raw \
             "nbd:unix:$sock"
         stop_nbdkit
         holds in.raw
+    done
+}
+
+# v2v OUTPUT: a guest is in in.qcow2; nbdcopy takes it to the image OUTPUT, from
+# server to server, as virt-v2v starts and stops them.
+v2v ()
+{
+    local overlay
+    start_nbdkit --exit-with-parent --threads 16 --filter=cow in.qcow2
+    overlay=$uri
+    start_nbdkit --exit-with-parent --threads 16 "$1"
+    nbdcopy --requests=64 --flush "$overlay" "$uri"
+    # SIGTERM, and the end is waited for.
+    stop_nbdkit
+    [ ! -s "$server_stderr" ]
+    stop_nbdkit
+    [ ! -s "$server_stderr" ]
+}
+
+@test "converting a guest as virt-v2v does leaves a complete image" {
+    make_raw in.raw
+    qemu-img convert -c -f raw -O qcow2 in.raw in.qcow2
+    for options in cluster_size=64k extended_l2=on,cluster_size=128k \
+                   compat=0.10 lazy_refcounts=on; do
+        rm -f disk.qcow2
+        qemu-img create -q -f qcow2 -o $options disk.qcow2 61M
+        v2v disk.qcow2
+        holds in.raw
+        # As small as what QEMU would have made of it.
+        qemu-img convert -f raw -O qcow2 -o $options in.raw qemu.qcow2
+        [ "$(stat -c %s disk.qcow2)" -le \
+            $(($(stat -c %s qemu.qcow2) + (1 << 20))) ]
     done
 }
 
@@ -76,7 +108,7 @@ holds ()
                    cluster_size=128k,extended_l2=on; do
         rm -f disk.qcow2
         qemu-img create -q -f qcow2 -o $options disk.qcow2 64M
-        start_nbdkit disk.qcow2 write=on
+        start_nbdkit disk.qcow2
         fio --name=verify --ioengine=nbd --uri="$uri" --rw=randrw \
             --bsrange=512-32k --blockalign=512 --serialize_overlap=1 \
             --size=64M --iodepth=16 --verify=crc32c --verify_fatal=1 --fsync=64 \
@@ -180,7 +212,7 @@ make_kind ()
 write_until_gone ()
 {
     rm -f state
-    start_nbdkit disk.qcow2 write=on discard=unmap
+    start_nbdkit disk.qcow2 discard=unmap
     client write "$uri" state "$1" 3>&- &
     client_pid=$!
     until [ -e state ]; do      # it is connected
@@ -223,7 +255,7 @@ write_until_gone ()
             fail "kill $seed: qemu-img check has exit status $status"
         fi
 
-        start_nbdkit disk.qcow2 write=on
+        start_nbdkit disk.qcow2
         client verify "$uri" state flushed
         stop_nbdkit
         if grep -q repaired "$server_stderr"; then
@@ -299,7 +331,7 @@ write_until_gone ()
 
 @test "what is written in place and not flushed is flushed in the background" {
     qemu-img create -q -f qcow2 -o preallocation=metadata disk.qcow2 8M
-    start_nbdkit disk.qcow2 write=on
+    start_nbdkit disk.qcow2
     strace -qq -f -e trace=fdatasync -o trace -p "$server_pid" 3>&- &
     until grep -q "TracerPid:.*[1-9]" "/proc/$server_pid/status"; do
         sleep 0.05
