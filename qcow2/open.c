@@ -178,10 +178,13 @@ open_data_file (struct opening *o, struct layer *l)
 
 /*----- Layers -----*/
 
+/* Without locks, the image may be dirty because another program is about
+ * to write more of it.
+ */
 static bool
 to_be_repaired (const struct opening *o, const struct layer *l)
 {
-  return l->index == 0 && o->writable &&
+  return l->index == 0 && o->writable && o->options->lock &&
     (l->header.incompatible_features & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT))
     == INCOMPAT_DIRTY;
 }

@@ -88,7 +88,7 @@ struct qcow2_options {
   /* Open the top image for writing.  Where that can't be, a warning says
    * why, and it is opened read-only: with a reader's locks if it is the
    * image or its data file that may not be written.  If it was not closed
-   * properly, it is repaired first.
+   * properly, it is repaired first, if LOCK.
    */
   bool writable;
 

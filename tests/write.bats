@@ -293,6 +293,18 @@ write_until_gone ()
     run ! grep -i 'verification failed' qemu.log
 }
 
+@test "a dirty image is not repaired without locks" {
+    qemu-img create -q -f qcow2 disk.qcow2 1M
+    printf '\001' | dd of=disk.qcow2 bs=1 seek=79 conv=notrunc status=none
+    cp disk.qcow2 copy
+    start_nbdkit disk.qcow2 lock=off
+    nbdinfo --is read-only "$uri"
+    stop_nbdkit
+    grep 'was not closed properly (dirty bit); it is served read-only' \
+        "$server_stderr"
+    cmp disk.qcow2 copy
+}
+
 @test "a dirty image that can't be repaired is served read-only" {
     qemu-img create -q -f qcow2 disk.qcow2 1M
     qemu-io -f qcow2 -c 'write -q -P 1 0 1M' disk.qcow2
