@@ -121,12 +121,10 @@ config_discard (const char *value)
   return 0;
 }
 
-/* The place of VALUE in NAMES, which is also the enum's value.  ALL is them in a
- * message.
- */
+/* The place of VALUE in NAMES, the values of an enum, is its number. */
 static int
 config_name (const char *key, const char *value,
-             const char *const *names, size_t nr_names, const char *all)
+             const char *const names[], size_t nr_names, const char *all)
 {
   size_t i;
 
@@ -141,36 +139,23 @@ static int
 config_cache (const char *key, const char *value)
 {
   static const char *const names[] = {
-    [QCOW2_CACHE_WRITEBACK] = "writeback",
-    [QCOW2_CACHE_WRITETHROUGH] = "writethrough",
-    [QCOW2_CACHE_NONE] = "none",
-    [QCOW2_CACHE_DIRECTSYNC] = "directsync",
-    [QCOW2_CACHE_UNSAFE] = "unsafe",
+    "writeback", "writethrough", "none", "directsync", "unsafe",
   };
-  int r = config_name (key, value, names, sizeof names / sizeof names[0],
-                       "writeback, writethrough, none, directsync or unsafe");
+  int r = config_name (key, value, names, 5, "writeback, writethrough, none, "
+                       "directsync or unsafe");
 
-  if (r == -1)
-    return -1;
   options.cache = (enum qcow2_cache_mode) r;
-  return 0;
+  return r == -1 ? -1 : 0;
 }
 
 static int
 config_detect_zeroes (const char *key, const char *value)
 {
-  static const char *const names[] = {
-    [QCOW2_DETECT_ZEROES_OFF] = "off",
-    [QCOW2_DETECT_ZEROES_ON] = "on",
-    [QCOW2_DETECT_ZEROES_UNMAP] = "unmap",
-  };
-  int r = config_name (key, value, names, sizeof names / sizeof names[0],
-                       "off, on or unmap");
+  static const char *const names[] = { "off", "on", "unmap" };
+  int r = config_name (key, value, names, 3, "off, on or unmap");
 
-  if (r == -1)
-    return -1;
   options.detect_zeroes = (enum qcow2_detect_zeroes) r;
-  return 0;
+  return r == -1 ? -1 : 0;
 }
 
 static int
@@ -327,8 +312,7 @@ plugin_config_complete (void)
   "allow-dir=DIR|none            The image may name files in DIR.\n" \
   "discard=unmap|ignore          What becomes of freed space.\n" \
   "lazy-refcounts=on|off         The default is as the image says.\n" \
-  "cache=MODE                    writeback, writethrough, none (O_DIRECT),\n" \
-  "                              directsync or unsafe, as for qemu-nbd.\n" \
+  "cache=MODE                    As for qemu-nbd (default writeback).\n" \
   "detect-zeroes=off|on|unmap    Look for zeros in what is written.\n" \
   "max-chain=N                   Limit for the backing chain (default 200).\n" \
   "cache-size=SIZE               Metadata cache (default 32M).\n" \

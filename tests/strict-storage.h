@@ -13,11 +13,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "qcow2/io-direct.h"
+#include "qcow2/io-aligned.h"
 #include "qcow2/storage.h"
 
 struct strict_storage {
-  struct direct_alignment alignment;
+  struct io_alignment alignment;
   size_t max_bytes;             /* no write goes beyond: ENOSPC */
   unsigned max_usec;            /* how long a request dawdles */
   bool short_reads;             /* some reads give less */

@@ -144,8 +144,8 @@ test_mistake (const char *what, enum mistake mistake)
     make_mistake (mistake);
   is_int (mistake == GIVE_UP ? qcow2_finish (image) : qcow2_flush (view),
           -EIO, "%s: refused", what);
+  close_image ();               /* the worker may be the one that tells */
   ok (says_corrupt (), "%s: the message says so", what);
-  close_image ();
 
   after = file_content (IMAGE, &after_bytes);
   ok (after[INCOMPATIBLE_LOW] & INCOMPAT_CORRUPT, "%s: the corrupt bit is "

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "neighbours.h"
+#include "qcow2/io-aligned.h"
 #include "qcow2/io-direct.h"
 #include "qcow2/io-file.h"
 #include "qemu-image.h"
@@ -25,7 +26,7 @@
 #include "strict-storage.h"
 #include "tap.h"
 
-static const struct direct_alignment alignments[] = {
+static const struct io_alignment alignments[] = {
   { 512, 512 }, { 512, 4096 }, { 4096, 4096 }, { 4, 512 }, { 1, 1 },
   { 4096, 16384 },
 };
@@ -37,7 +38,7 @@ over (struct strict_storage *how, size_t size_bytes)
 {
   struct qcow2_storage *s = NULL;
 
-  must (qcow2_io_direct_over (strict_storage_new (how, size_bytes),
+  must (qcow2_io_aligned_new (strict_storage_new (how, size_bytes),
                               &how->alignment, &s) == 0, "new");
   return s;
 }
@@ -177,10 +178,10 @@ faults (void)
   qcow2_storage_close (s);
 
   how.alignment.block_bytes = 3000;
-  is_int (qcow2_io_direct_over (strict_storage_new (&how, 0), &how.alignment,
+  is_int (qcow2_io_aligned_new (strict_storage_new (&how, 0), &how.alignment,
                                 &s), -EINVAL, "blocks are powers of 2");
   how.alignment.block_bytes = 2 << 20;
-  is_int (qcow2_io_direct_over (strict_storage_new (&how, 0), &how.alignment,
+  is_int (qcow2_io_aligned_new (strict_storage_new (&how, 0), &how.alignment,
                                 &s), -EINVAL, "... that are not too long");
 }
 
