@@ -211,6 +211,20 @@ damage_set_dirty (const char *filename)
   close (fd);
 }
 
+unsigned
+damage_shrink_table (const char *filename)
+{
+  const uint32_t one = htobe32 (1);
+  uint32_t was;
+  int fd = open (filename, O_RDWR | O_CLOEXEC);
+
+  must (fd >= 0 && pread (fd, &was, sizeof was, 56) == sizeof was &&
+        pwrite (fd, &one, sizeof one, 56) == sizeof one, filename);
+  close (fd);
+  damage_set_dirty (filename);
+  return be32toh (was);
+}
+
 bool
 damage_is_dirty (const char *filename)
 {
