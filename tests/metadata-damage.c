@@ -203,12 +203,26 @@ void
 damage_set_dirty (const char *filename)
 {
   int fd = open (filename, O_RDWR | O_CLOEXEC);
-  uint8_t byte;
+  uint8_t byte = 0;
 
   must (fd >= 0 && pread (fd, &byte, 1, 79) == 1, filename);
   byte |= INCOMPAT_DIRTY;
   must (pwrite (fd, &byte, 1, 79) == 1, filename);
   close (fd);
+}
+
+unsigned
+damage_shrink_table (const char *filename)
+{
+  const uint32_t one = htobe32 (1);
+  uint32_t was = 0;
+  int fd = open (filename, O_RDWR | O_CLOEXEC);
+
+  must (fd >= 0 && pread (fd, &was, sizeof was, 56) == sizeof was &&
+        pwrite (fd, &one, sizeof one, 56) == sizeof one, filename);
+  close (fd);
+  damage_set_dirty (filename);
+  return be32toh (was);
 }
 
 bool

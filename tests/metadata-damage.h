@@ -22,6 +22,11 @@ struct metadata_damage {
 extern void damage_metadata (const char *filename, uint64_t *state,
                              struct metadata_damage *damage);
 
+/* Cut the refcount table to its first cluster, and set the dirty bit.
+ * Returns how many clusters it had.
+ */
+extern unsigned damage_shrink_table (const char *filename);
+
 /* Set the dirty bit. */
 extern void damage_set_dirty (const char *filename);
 

@@ -69,10 +69,13 @@ qemu_content (const char *image, const char *snapshot, uint64_t *bytes)
 {
   uint8_t *content;
 
-  run_command ("qemu-img convert -U -f qcow2 -O raw %s%s %s content.raw",
+  /* Its warnings have no newline at their end. */
+  run_command ("qemu-img convert -U -f qcow2 -O raw %s%s %s content.raw "
+               "2> content.err || { cat content.err; false; }",
                snapshot ? "-l " : "", snapshot ? snapshot : "", image);
   content = file_content ("content.raw", bytes);
   unlink ("content.raw");
+  unlink ("content.err");
   return content;
 }
 

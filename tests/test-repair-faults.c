@@ -19,6 +19,7 @@
 
 #define NR_POINTS 8             /* of failure, for each kind of fault */
 #define NR_STATES 60
+#define GROWING "lazy refcounts, growing"
 
 struct subject_state {
   const struct write_subject *s;
@@ -180,13 +181,45 @@ make_run (struct subject_state *ss, struct power_run *run)
   write_classes_init (&run->classes, &run->log);
 }
 
+/* Whenever the header is written, to name another refcount table or to
+ * clear the dirty bit, all that came before is durable.  Returns how often
+ * it is not; *NR: how often the header is written.
+ */
+static unsigned
+count_early_headers (const struct write_log *log, unsigned *nr)
+{
+  unsigned nr_early = 0;
+  bool pending = false;
+  size_t i;
+
+  *nr = 0;
+  for (i = 0; i < log->nr; ++i) {
+    const struct log_event *e = log->events[i];
+
+    if (e->kind == LOG_FLUSH)
+      pending = false;
+    else if (e->kind == LOG_WRITE && !(e->durable && e->offset == 0))
+      pending = true;
+    else {
+      nr_early += pending;
+      ++*nr;
+    }
+  }
+  return nr_early;
+}
+
 static void
 test_power (struct subject_state *ss, enum write_mutant mutant)
 {
   struct power_run run;
   struct power_result result;
+  unsigned nr;
 
   make_run (ss, &run);
+  is_int (count_early_headers (&run.log, &nr), 0,
+          "%s: the header is written after all else", ss->s->name);
+  is_int (nr, strcmp (ss->s->name, GROWING) == 0 ? 2 : 1,
+          "%s: so often", ss->s->name);
   power_check (&run, mutant, NR_STATES, 1, mutant != MUTANT_NONE, &result);
   if (mutant != MUTANT_NONE)
     ok (result.nr_bad > 0, "caught: %s: %s", write_mutant_name (mutant),
@@ -226,11 +259,15 @@ test_subject (const struct write_subject *s)
   subject_make (s, &state);
   if (s->nr_before == 0)
     random_writes ("qcow2", SUBJECT_IMAGE, s->disk_bytes, s->max_bytes,
-                   s->cluster_bytes, 30, WRITE_ZEROES, &state);
+                   s->cluster_bytes, 90, WRITE_ZEROES, &state);
   ss.content = must_read (s, false);
   ss.snapshot = s->snapshot ? must_read (s, true) : NULL;
   ss.buf = malloc (s->disk_bytes);
   damage_metadata (SUBJECT_IMAGE, &state, &damage);
+  /* So that it has to move. */
+  if (strcmp (s->name, GROWING) == 0)
+    ok (damage_shrink_table (SUBJECT_IMAGE) > 1, "%s: its table is cut",
+        s->name);
   printf ("# %u refcounts too low, %u too high, %u blocks missing, %u "
           "flags wrong\n", damage.nr_lower, damage.nr_higher,
           damage.nr_blocks, damage.nr_flags);
@@ -249,7 +286,7 @@ main (void)
 {
   static const char *const names[] = {
     "64K clusters", "snapshots", "512-byte clusters", "extended L2",
-    "lazy refcounts, growing", "lazy refcounts, data file",
+    GROWING, "lazy refcounts, data file",
     "lazy refcounts, full device", "one-bit refcounts",
   };
   unsigned i, j;

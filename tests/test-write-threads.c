@@ -311,5 +311,6 @@ main (void)
   test_trait (TRAIT_EXTENDED_COMPRESSED, 64 * KiB);
   test_trait (TRAIT_EXTENDED_SNAPSHOTS, 1024 * KiB);
   test_trait (TRAIT_DATA_FILE, 64 * KiB);
+  test_trait (TRAIT_LAZY_REFCOUNTS, 64 * KiB);
   return tap_done ();
 }
