@@ -174,6 +174,12 @@ write_until_gone ()
     start_nbdkit disk.qcow2 write=on discard=unmap
     client write "$uri" state "$1" 3>&- &
     client_pid=$!
+    # Python may take long to start: its moment begins with the connection.
+    until [ "$(find "/proc/$server_pid/fd" -lname 'socket:*' | wc -l)" -gt 1 ]
+    do
+        kill -0 "$client_pid"
+        sleep 0.02
+    done
     sleep 0.$(printf %03d $((RANDOM % 900 + 100)))
 }
 
