@@ -252,7 +252,8 @@ extern int qcow2_flush (struct qcow2_view *view);
 
 /* Make the disk larger: SIZE_BYTES, any number.  What is added reads as
  * zeros, and the new size is durable on return.  Requests wait meanwhile.
- * Views of the active layer that are open have the new size, too.  After
+ * Views of the active layer that are open have the new size, too.  It is
+ * a change as a write is: bitmaps in the image are invalid then.  After
  * an error the disk has its old size.  -EROFS: not open for writing;
  * -ENOTSUP: SIZE_BYTES is less than the disk's size, or this is an image
  * of version 2 with snapshots, which don't tell their sizes; -EFBIG: the
