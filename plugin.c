@@ -351,6 +351,7 @@ plugin_get_ready (void)
       create_image (filename, options.lock, &options.data_file) == -1)
     return -1;
   options.writable = is_for_writing ();
+  options.repair = options.lock;
   r = qcow2_open (filename, &options, &image, &error);
   if (r < 0) {
     nbdkit_error ("%s", error.message);

@@ -35,6 +35,7 @@ qcow2_options_init (struct qcow2_options *options)
 {
   memset (options, 0, sizeof *options);
   options->lock = true;
+  options->repair = true;
   options->discard = true;
   options->cache_bytes = QCOW2_DEFAULT_CACHE_BYTES;
   options->compressed_cache_bytes = QCOW2_DEFAULT_COMPRESSED_CACHE_BYTES;
@@ -178,13 +179,10 @@ open_data_file (struct opening *o, struct layer *l)
 
 /*----- Layers -----*/
 
-/* Without locks, the image may be dirty because another program is about
- * to write more of it.
- */
 static bool
 to_be_repaired (const struct opening *o, const struct layer *l)
 {
-  return l->index == 0 && o->writable && o->options->lock &&
+  return l->index == 0 && o->writable && o->options->repair &&
     (l->header.incompatible_features & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT))
     == INCOMPAT_DIRTY;
 }

@@ -88,9 +88,14 @@ struct qcow2_options {
   /* Open the top image for writing.  Where that can't be, a warning says
    * why, and it is opened read-only: with a reader's locks if it is the
    * image or its data file that may not be written.  If it was not closed
-   * properly, it is repaired first, if LOCK.
+   * properly, it is repaired first, or if !REPAIR opened read-only.
    */
   bool writable;
+
+  /* Not to be set without locks, where the image may be dirty because
+   * another program is about to write more of it.
+   */
+  bool repair;
 
   enum qcow2_lazy_refcounts lazy_refcounts;
 
@@ -126,7 +131,7 @@ struct qcow2_options {
 #define QCOW2_DEFAULT_CACHE_BYTES (32u << 20)
 #define QCOW2_DEFAULT_COMPRESSED_CACHE_BYTES (32u << 20)
 
-/* Fill in the defaults: locks on, nothing allowed but the directory of
+/* Fill in the defaults: locks on, repair on, nothing allowed but the directory of
  * the image, default cache sizes.
  */
 extern void qcow2_options_init (struct qcow2_options *options);
@@ -284,7 +289,8 @@ extern int qcow2_flush (struct qcow2_view *view);
 
 /* Make the disk larger: SIZE_BYTES, any number.  What is added reads as
  * zeros, and the new size is durable on return.  Requests wait meanwhile.
- * Views of the active layer that are open have the new size, too.  After
+ * Views of the active layer that are open have the new size, too.  It is
+ * a change as a write is: bitmaps in the image are invalid then.  After
  * an error the disk has its old size.  -EROFS: not open for writing;
  * -ENOTSUP: SIZE_BYTES is less than the disk's size, or this is an image
  * of version 2 with snapshots, which don't tell their sizes; -EFBIG: the

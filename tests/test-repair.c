@@ -51,6 +51,7 @@ open_and_close (const char *write)
   warning[0] = '\0';
   qcow2_options_init (&options);
   options.writable = true;
+  options.lock = false;
   options.allow_dirs = anywhere;
   options.nr_allow_dirs = 1;
   options.log = note_warning;

@@ -204,6 +204,7 @@ subject_options (const struct write_subject *s, const char *dir,
   static __thread char data_file[512];
 
   qcow2_options_init (options);
+  options->lock = false;
   options->allow_dirs = anywhere;
   options->nr_allow_dirs = 1;
   if (s->data_file) {
