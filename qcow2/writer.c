@@ -59,7 +59,7 @@ pressure (void *opaque)
   return commit (&w->committer);
 }
 
-static void
+static int
 connect_parts (struct writer *w)
 {
   struct committer *c = &w->committer;
@@ -74,6 +74,7 @@ connect_parts (struct writer *w)
   w->alloc.committer = c;
   slice_cache_on_pressure (w->top->slices, pressure, w);
   slice_cache_on_pressure (w->rc->slices, pressure, w);
+  return committer_prepare (c);
 }
 
 int
@@ -99,13 +100,13 @@ writer_new (struct qcow2 *image, const struct qcow2_options *options,
     r = header_writer_new (w->top->file, &w->top->header, &w->header, error);
   if (r == 0 && ((r = l1_writer_init (&w->l1, w->top)) < 0 ||
                  (r = allocator_init (&w->alloc, w->rc, &w->turn, w->header,
-                                      &w->retire)) < 0))
+                                      &w->retire)) < 0 ||
+                 (r = connect_parts (w)) < 0))
     qcow2_error_set (error, -r, "%s: %s", w->top->filename, strerror (-r));
   if (r < 0) {
     writer_free (w);
     return r;
   }
-  connect_parts (w);
   image->writer = w;
   return 0;
 }

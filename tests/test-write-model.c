@@ -23,11 +23,13 @@
 #include <unistd.h>
 
 #include "dawdling-storage.h"
+#include "image.h"
 #include "qemu-image.h"
 #include "random-image.h"
 #include "scratch-dir.h"
 #include "tap.h"
 #include "write-load.h"
+#include "writer.h"
 
 /* As many as it takes to be sure that the census is complete. */
 #define CENSUS_SEEDS 50
@@ -134,6 +136,8 @@ write_and_check (const struct random_image *image, struct model *model,
                            random_below (seed, 2));
   if (!load.image)
     return false;
+  if (random_below (seed, 2))   /* of one slice or two, in a commit */
+    load.image->writer->committer.sealed_l2.max_sectors = 16;
   good = write_load_run (&load);
   if (good) {
     *content = read_disk (load.image, image->size_bytes);

@@ -34,6 +34,7 @@ struct write_subject {
   unsigned percent_trim;
   unsigned nr_sessions;         /* the image is closed and opened again */
   uint64_t cache_bytes;
+  uint64_t batch_bytes;         /* of a commit; 0: as usual */
 };
 
 extern const struct write_subject write_subjects[];
