@@ -28,8 +28,14 @@
 #include "random-image.h"
 #include "scratch-dir.h"
 #include "tap.h"
+#include "watchdog.h"
 #include "write-load.h"
 #include "writer.h"
+
+/* A round takes less than a second; with sanitizers, on a busy machine, some
+ * more.
+ */
+#define PATIENCE_SECONDS 200
 
 /* As many as it takes to be sure that the census is complete. */
 #define CENSUS_SEEDS 50
@@ -213,6 +219,7 @@ test_round (const struct random_image *image, uint64_t *seed,
   struct model model;
   bool good;
 
+  watchdog (PATIENCE_SECONDS);
   model_init (&model, *content, image->size_bytes);
   *content = NULL;
   good = write_and_check (image, &model, seed, content);
