@@ -2,21 +2,27 @@
 
 /* The commit.
  *
- *     seal     what was unlinked, then L2 slices, then L1 entries, then
- *              refcount slices; last, whether any data was written
- *     write    refcount slices            -> flush
- *     write    L2 slices and L1 entries   -> flush
+ *     seal     what was unlinked, then which L2 slices are dirty
+ *     batch    copy some of these slices, and the L1 entries; then
+ *              write refcount slices       -> flush, if needed
+ *              write the copies
+ *     ...      more batches
+ *     flush
  *     retire   what was unlinked
  *
- * Lazy refcounts are written along with the L2 slices, and not each
- * time: the dirty bit stands for their order.
+ * Why in this order: a request raises a refcount before it links the
+ * cluster, so refcounts sealed after a slice was copied cover every link
+ * in the copy; a cluster is put on the list of unlinked ones after its
+ * entry was changed, so the list sealed first holds nothing that a slice
+ * copied later still names; a request notes that it wrote before it
+ * links, so that whoever copied its link sees the note and flushes.
  *
- * Why the seals come in this order: a request raises a refcount before
- * it links the cluster, so refcounts sealed last cover every link that
- * was sealed; a cluster is put on the list of unlinked ones after its
- * entry was changed, so the list sealed first holds nothing that a
- * sealed slice still names; a request notes that it wrote before it
- * links, so that whoever sealed its link sees the note and flushes.
+ * A batch relies on nothing but what its own flush covers.  That flush
+ * makes the batch before it durable, too: N batches take N + 1 flushes.
+ * Most commits are of one batch.
+ *
+ * Lazy refcounts are not written each time, and nothing relies on them:
+ * the dirty bit stands for their order.
  */
 
 #include <errno.h>
@@ -30,12 +36,21 @@
 /* Adjacent sectors are written by one call, of this many at most. */
 #define MAX_IOV 256
 
+/* The most that a batch of L2 slices takes, and of refcount slices, which
+ * are not held until a flush; less in a small cache, down to the least.
+ */
+#define MAX_L2_BATCH_BYTES ((size_t) 4 << 20)
+#define MAX_REFCOUNT_BATCH_BYTES ((size_t) 512 << 10)
+#define MIN_BATCH_BYTES ((size_t) 64 << 10)
+#define BATCH_PART 8            /* of the cache */
+
 struct sealed {
   struct retire_list unlinked;
-  struct sealed_slices l2;
   struct l1_changes l1;
-  struct sealed_slices refcounts;
-  bool wrote;
+  bool l1_written;
+
+  /* What was written and not flushed: by requests; refcounts; links. */
+  bool data, refcounts, links;
 };
 
 void
@@ -48,8 +63,33 @@ committer_init (struct committer *c)
 void
 committer_destroy (struct committer *c)
 {
+  sealed_slices_free (&c->sealed_l2);
+  sealed_slices_free (&c->sealed_refcounts);
   pthread_mutex_destroy (&c->lock);
   pthread_cond_destroy (&c->ended);
+}
+
+static size_t
+batch_bytes (struct slice_cache *cache, size_t slice_bytes, size_t max_bytes)
+{
+  size_t bytes = slice_cache_nr_slots (cache) * slice_bytes / BATCH_PART;
+
+  if (bytes > max_bytes)
+    bytes = max_bytes;
+  return bytes > MIN_BATCH_BYTES ? bytes : MIN_BATCH_BYTES;
+}
+
+int
+committer_prepare (struct committer *c)
+{
+  size_t l2_bytes = batch_bytes (c->slices, c->layer->slice_bytes,
+                                 MAX_L2_BATCH_BYTES);
+  size_t refcount_bytes = batch_bytes (c->rc->slices, c->rc->slice_bytes,
+                                       MAX_REFCOUNT_BATCH_BYTES);
+  int r = sealed_slices_init (&c->sealed_l2, c->slices, l2_bytes);
+
+  return r < 0 ? r : sealed_slices_init (&c->sealed_refcounts, c->rc->slices,
+                                         refcount_bytes);
 }
 
 /*----- Writing -----*/
@@ -105,59 +145,6 @@ write_sectors (struct committer *c, struct sealed_slices *sealed,
   return 0;
 }
 
-static int
-flush (struct committer *c)
-{
-  int r = qcow2_storage_flush (c->layer->file);
-
-  if (r < 0)
-    committer_fail (c, r);
-  return r;
-}
-
-/* Data and refcounts: what L2 and L1 entries will rely on. */
-static int
-write_first (struct committer *c, struct sealed *s)
-{
-  bool links = s->l2.nr_sectors > 0 || s->l1.nr > 0;
-  bool relied_on = links && !c->lazy && s->refcounts.nr_sectors > 0;
-  int r = c->lazy ? 0 : write_sectors (c, &s->refcounts,
-                                       METADATA_REFCOUNT_BLOCK);
-
-  if (r == 0 && s->wrote && c->layer->external_data) {
-    r = qcow2_storage_flush (c->layer->data);
-    if (r < 0)
-      committer_fail (c, r);
-  }
-  if (r == 0 && (s->wrote || relied_on))
-    r = flush (c);
-  return r;
-}
-
-static int
-write_second (struct committer *c, struct sealed *s)
-{
-  int r = 0;
-
-  if (c->lazy)
-    r = write_sectors (c, &s->refcounts, METADATA_REFCOUNT_BLOCK);
-  if (r < 0 || (s->l2.nr_sectors == 0 && s->l1.nr == 0))
-    return r;
-  /* A durable write that failed meanwhile may have lost what the first
-   * flush was to cover: the kernel tells only one of the two.
-   */
-  r = committer_state (c);
-  if (r == 0)
-    r = write_sectors (c, &s->l2, METADATA_L2_TABLE);
-  if (r == 0)
-    r = l1_write (c->l1, &s->l1);
-  if (r == 0)
-    r = flush (c);
-  return r;
-}
-
-/*----- Sealing -----*/
-
 void
 committer_want_refcounts (struct committer *c)
 {
@@ -173,53 +160,133 @@ may_leave_refcounts (struct committer *c)
     slice_cache_nr_slots (c->rc->slices) / 3;
 }
 
+/* Refcounts may be written at any time. */
 static int
-seal (struct committer *c, struct sealed *s)
+write_refcounts (struct committer *c, struct sealed *s)
+{
+  struct sealed_slices *sealed = &c->sealed_refcounts;
+  int r = 0;
+
+  if (!atomic_exchange (&c->want_refcounts, false) &&
+      may_leave_refcounts (c))
+    return 0;
+  slice_cache_seal (c->rc->slices, sealed);
+  while (r == 0 && slice_cache_copy (c->rc->slices, sealed)) {
+    s->refcounts |= sealed->nr_sectors > 0;
+    r = write_sectors (c, sealed, METADATA_REFCOUNT_BLOCK);
+    if (r == 0)
+      slice_cache_release (c->rc->slices, sealed, sealed->nr_copied);
+  }
+  slice_cache_unseal (c->rc->slices, sealed);
+  return r;
+}
+
+static int
+flush (struct committer *c, struct sealed *s)
+{
+  int r = 0;
+
+  if (s->data && c->layer->external_data)
+    r = qcow2_storage_flush (c->layer->data);
+  if (r == 0)
+    r = qcow2_storage_flush (c->layer->file);
+  if (r < 0)
+    committer_fail (c, r);
+  else
+    s->data = s->refcounts = s->links = false;
+  return r;
+}
+
+/* Data and refcounts: what the batch relies on.  WRITTEN slices, those of
+ * batches before, were written.
+ */
+static int
+write_first (struct committer *c, struct sealed *s, bool links,
+             size_t written)
+{
+  int r = write_refcounts (c, s);
+
+  if (epoch_take_wrote (c->epoch))
+    s->data = true;
+  if (r == 0 && (s->data || (links && s->refcounts && !c->lazy))) {
+    r = flush (c, s);
+    if (r == 0)
+      slice_cache_release (c->slices, &c->sealed_l2, written);
+  }
+  return r;
+}
+
+static int
+write_second (struct committer *c, struct sealed *s)
+{
+  /* A durable write that failed meanwhile may have lost what the flush
+   * before was to cover: the kernel tells only one of the two.
+   */
+  int r = committer_state (c);
+
+  s->links = true;
+  if (r == 0)
+    r = write_sectors (c, &c->sealed_l2, METADATA_L2_TABLE);
+  if (r == 0 && !s->l1_written) {
+    r = l1_write (c->l1, &s->l1);
+    s->l1_written = true;
+  }
+  return r;
+}
+
+/*----- Batches -----*/
+
+static int
+commit_batch (struct committer *c, struct sealed *s)
+{
+  size_t written = c->sealed_l2.nr_copied;
+  bool links;
+  int r;
+
+  slice_cache_copy (c->slices, &c->sealed_l2);
+  if (written == 0)
+    l1_seal (c->l1, &s->l1);
+  links = c->sealed_l2.nr_sectors > 0 || (!s->l1_written && s->l1.nr > 0);
+  r = write_first (c, s, links, written);
+  if (r == 0 && links)
+    r = write_second (c, s);
+  return r;
+}
+
+static int
+commit_batches (struct committer *c, struct sealed *s)
 {
   int r;
 
   retire_seal (c->retire, &s->unlinked);
-  r = slice_cache_seal (c->slices, &s->l2);
-  if (r < 0)
-    return r;
-  l1_seal (c->l1, &s->l1);
-  if (atomic_exchange (&c->want_refcounts, false) ||
-      !may_leave_refcounts (c))
-    r = slice_cache_seal (c->rc->slices, &s->refcounts);
-  s->wrote = epoch_take_wrote (c->epoch);
-  return r;
-}
+  slice_cache_seal (c->slices, &c->sealed_l2);
+  do
+    r = commit_batch (c, s);
+  while (r == 0 && c->sealed_l2.nr_copied < c->sealed_l2.nr_slots);
+  if (r == 0 && s->links)
+    r = flush (c, s);
+  if (r == 0)
+    slice_cache_release (c->slices, &c->sealed_l2, c->sealed_l2.nr_slots);
 
-static void
-unseal (struct committer *c, struct sealed *s, bool first, bool second)
-{
-  slice_cache_unseal (c->rc->slices, &s->refcounts,
-                      c->lazy ? second : first);
-  slice_cache_unseal (c->slices, &s->l2, second);
-  l1_unseal (c->l1, &s->l1, second);
-  retire_unseal (c->retire, &s->unlinked, second);
-  if (!first && s->wrote)
+  slice_cache_unseal (c->slices, &c->sealed_l2);
+  l1_unseal (c->l1, &s->l1, r == 0);
+  retire_unseal (c->retire, &s->unlinked, r == 0);
+  /* The next commit has to flush these before it writes links. */
+  if (r < 0 && (s->data || s->refcounts))
     epoch_note_write (epoch_first_ticket (c->epoch));
+  return r;
 }
 
 static int
 run (struct committer *c)
 {
-  struct sealed s = { .wrote = false };
-  bool first = false;
+  struct sealed s = { .l1_written = false };
   int r;
 
   turn_take (c->turn);
   r = committer_state (c);      /* it may have failed meanwhile */
   if (r == 0)
-    r = seal (c, &s);
-  if (r == 0)
-    r = write_first (c, &s);
-  if (r == 0) {
-    first = true;
-    r = write_second (c, &s);
-  }
-  unseal (c, &s, first, r == 0);
+    r = commit_batches (c, &s);
   turn_give (c->turn);
   if (r < 0 && !guard_is_corrupt (c->layer))
     log_message (&c->layer->log, QCOW2_LOG_ERROR,

@@ -31,6 +31,9 @@ struct committer {
   _Atomic bool want_refcounts;  /* in the next commit */
   _Atomic bool finishing;       /* in each from now on */
 
+  struct sealed_slices sealed_l2; /* whose turn it is works with these */
+  struct sealed_slices sealed_refcounts;
+
   pthread_mutex_t lock;
   pthread_cond_t ended;
   bool running;
@@ -43,6 +46,11 @@ struct committer {
 
 extern void committer_init (struct committer *c);
 extern void committer_destroy (struct committer *c);
+
+/* The caches are set: get the memory for commits, which take none later.
+ * -ENOMEM on error.
+ */
+extern int committer_prepare (struct committer *c);
 
 /* Make everything durable that was done before this call.  Callers that
  * arrive while a commit runs share the next one.  No lock may be held;

@@ -216,7 +216,9 @@ remove_locked (struct slice_cache *cache, uint32_t slot)
 }
 
 /* A slot that nobody pins or loads: one never used, else by the clock.
- * Two rounds of the hand clear every bit on the way.
+ * One round of the hand clears every bit on the way.  Hits set them again
+ * without the lock, perhaps all of them: so the third round takes what it
+ * finds, for a caller that gets nothing waits until somebody unpins.
  */
 static uint32_t
 find_victim_locked (struct slice_cache *cache)
@@ -226,14 +228,15 @@ find_victim_locked (struct slice_cache *cache)
   if (cache->nr_touched < cache->nr_slots)
     return cache->nr_touched++;
 
-  for (steps = 0; steps < 2 * (uint64_t) cache->nr_slots; ++steps) {
+  for (steps = 0; steps < 3 * (uint64_t) cache->nr_slots; ++steps) {
     uint32_t i = cache->hand;
     struct slice_slot *s = &cache->slots[i];
 
     cache->hand = i + 1 == cache->nr_slots ? 0 : i + 1;
     if (s->nr_pins > 0 || s->on_dirty_list)
       continue;
-    if (!atomic_load_explicit (&s->used, memory_order_relaxed))
+    if (steps >= 2 * (uint64_t) cache->nr_slots ||
+        !atomic_load_explicit (&s->used, memory_order_relaxed))
       return i;
     atomic_store_explicit (&s->used, false, memory_order_relaxed);
   }

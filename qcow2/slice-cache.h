@@ -119,33 +119,56 @@ slice_store (struct slice_ref *ref, size_t index, uint64_t value)
                          htobe64 (value), memory_order_release);
 }
 
-/* Sectors to be written. */
+/*----- Sealing: slice-seal.c -----*/
+
+/* A sector to be written. */
 struct sealed_sector {
   uint64_t key;                 /* of the slice */
   uint32_t byte_in_slice;
   uint8_t data[512];
 };
 
+/* What one committer seals, in batches of bounded size.  The memory is for
+ * one batch, and used again for all of them.
+ */
 struct sealed_slices {
-  struct sealed_sector *sectors;
-  size_t nr_sectors, room;
-  uint32_t *slots;              /* pinned until slice_cache_unseal */
-  uint8_t *dirty;               /* what each had */
-  size_t nr_slots, slots_room;
+  uint32_t *slots;              /* all that were dirty: they stay pinned */
+  uint8_t *dirty;               /* which sectors, of those copied */
+  size_t nr_slots;
+  size_t nr_copied;             /* of them, from the first one on */
+  size_t nr_released;
+
+  struct sealed_sector *sectors; /* the batch copied last */
+  size_t nr_sectors, max_sectors;
 };
 
-/* Take a copy of all dirty sectors as they are now, and count them as
- * clean.  Changes that go on meanwhile are in the copy, or make the
- * sector dirty again, or both.  -ENOMEM, and nothing was done.
+/* BATCH_BYTES bounds a batch, but a slice has room.  -ENOMEM on error;
+ * sealed_slices_free may be called then, too.
  */
-extern int slice_cache_seal (struct slice_cache *cache,
-                             struct sealed_slices *sealed);
+extern int sealed_slices_init (struct sealed_slices *sealed,
+                               struct slice_cache *cache,
+                               size_t batch_bytes);
+extern void sealed_slices_free (struct sealed_slices *sealed);
 
-/* The copy was written; or it was not (!WRITTEN), and the sectors are
- * dirty again.  Frees what SEALED holds.
+/* Take all slices that are dirty now. */
+extern void slice_cache_seal (struct slice_cache *cache,
+                              struct sealed_slices *sealed);
+
+/* Copy the dirty sectors of some more of them, as they are now, and count
+ * them as clean.  Changes that go on meanwhile are in the copy, or make
+ * the sector dirty again, or both.  False if there are no slices left;
+ * the batch is empty then.
  */
+extern bool slice_cache_copy (struct slice_cache *cache,
+                              struct sealed_slices *sealed);
+
+/* What was copied of the first NR slices was written, for good. */
+extern void slice_cache_release (struct slice_cache *cache,
+                                 struct sealed_slices *sealed, size_t nr);
+
+/* The end: all that was not released is dirty as before. */
 extern void slice_cache_unseal (struct slice_cache *cache,
-                                struct sealed_slices *sealed, bool written);
+                                struct sealed_slices *sealed);
 
 /* How many slices are dirty, and of how many. */
 extern size_t slice_cache_nr_dirty (struct slice_cache *cache);

@@ -5,8 +5,9 @@
  * A change is made between an odd and an even sequence count, so that
  * readers see all of it or nothing, and its sectors are dirty before it
  * can be seen.  Slots with dirty sectors are on a list.  A seal takes
- * that list and copies the sectors, each slice as it stands between two
- * changes; the slots stay pinned until the copy was written.
+ * that list, then copies the sectors batch by batch, each slice as it
+ * stands between two changes; the slots stay pinned until their copy was
+ * written.
  */
 
 #include <errno.h>
@@ -74,29 +75,29 @@ slice_end_change (struct slice_cache *cache, struct slice_ref *ref,
 
 /*----- Sealing -----*/
 
-static int
-grow_room (struct sealed_slices *sealed, size_t nr_slots,
-           unsigned sectors_per_slice)
+int
+sealed_slices_init (struct sealed_slices *sealed, struct slice_cache *cache,
+                    size_t batch_bytes)
 {
-  struct sealed_sector *sectors;
-  uint32_t *slots;
-  uint8_t *dirty;
-
-  sectors = realloc (sealed->sectors,
-                     (nr_slots * sectors_per_slice + 1) * sizeof *sectors);
-  if (sectors)
-    sealed->sectors = sectors;
-  slots = realloc (sealed->slots, (nr_slots + 1) * sizeof *slots);
-  if (slots)
-    sealed->slots = slots;
-  dirty = realloc (sealed->dirty, nr_slots + 1);
-  if (dirty)
-    sealed->dirty = dirty;
-  if (!sectors || !slots || !dirty)
+  memset (sealed, 0, sizeof *sealed);
+  if (batch_bytes < cache->slice_bytes)
+    batch_bytes = cache->slice_bytes;
+  sealed->max_sectors = batch_bytes / 512;
+  sealed->sectors = malloc (sealed->max_sectors * sizeof *sealed->sectors);
+  sealed->slots = malloc (cache->nr_slots * sizeof *sealed->slots);
+  sealed->dirty = malloc (cache->nr_slots);
+  if (!sealed->sectors || !sealed->slots || !sealed->dirty)
     return -ENOMEM;
-  sealed->room = nr_slots * sectors_per_slice;
-  sealed->slots_room = nr_slots;
   return 0;
+}
+
+void
+sealed_slices_free (struct sealed_slices *sealed)
+{
+  free (sealed->sectors);
+  free (sealed->slots);
+  free (sealed->dirty);
+  memset (sealed, 0, sizeof *sealed);
 }
 
 /* Copy the sectors of MASK as they stand between two changes. */
@@ -132,18 +133,13 @@ copy_sectors (struct slice_cache *cache, uint32_t slot, uint8_t mask,
            atomic_load_explicit (&s->seq, memory_order_relaxed) != seq);
 }
 
-/* Take all slots from the list, pinned: whoever seals relies on all that
- * became dirty before.  If there is not room for all, take none, and
- * return how many there are.
- */
-static size_t
-take_dirty (struct slice_cache *cache, struct sealed_slices *sealed)
+void
+slice_cache_seal (struct slice_cache *cache, struct sealed_slices *sealed)
 {
-  size_t nr_dirty;
-
+  sealed->nr_slots = sealed->nr_copied = sealed->nr_released = 0;
+  sealed->nr_sectors = 0;
   pthread_mutex_lock (&cache->lock);
-  nr_dirty = cache->nr_dirty;
-  while (nr_dirty <= sealed->slots_room && cache->dirty_list != 0) {
+  while (cache->dirty_list != 0) {
     uint32_t slot = cache->dirty_list - 1;
     struct slice_slot *s = &cache->slots[slot];
 
@@ -154,62 +150,67 @@ take_dirty (struct slice_cache *cache, struct sealed_slices *sealed)
     sealed->slots[sealed->nr_slots++] = slot;
   }
   pthread_mutex_unlock (&cache->lock);
-  return nr_dirty <= sealed->slots_room ? 0 : nr_dirty;
 }
 
-int
-slice_cache_seal (struct slice_cache *cache, struct sealed_slices *sealed)
+bool
+slice_cache_copy (struct slice_cache *cache, struct sealed_slices *sealed)
 {
-  size_t nr_dirty, i;
-  int r;
+  size_t i = sealed->nr_copied;
 
-  memset (sealed, 0, sizeof *sealed);
-  while ((nr_dirty = take_dirty (cache, sealed)) > 0) {
-    /* Some more, for those that become dirty meanwhile. */
-    r = grow_room (sealed, nr_dirty + nr_dirty / 4 + 16,
-                   cache->slice_bytes / 512);
-    if (r < 0) {
-      free (sealed->sectors);
-      free (sealed->slots);
-      free (sealed->dirty);
-      memset (sealed, 0, sizeof *sealed);
-      return r;
-    }
-  }
-
-  for (i = 0; i < sealed->nr_slots; ++i) {
+  sealed->nr_sectors = 0;
+  while (i < sealed->nr_slots && sealed->nr_sectors +
+         cache->slice_bytes / 512 <= sealed->max_sectors) {
     uint32_t slot = sealed->slots[i];
 
     sealed->dirty[i] = atomic_exchange (&cache->slots[slot].dirty, 0);
     copy_sectors (cache, slot, sealed->dirty[i], sealed);
+    i++;
   }
-  return 0;
+  if (i == sealed->nr_copied)
+    return false;
+  sealed->nr_copied = i;
+  return true;
+}
+
+static void
+unpin_locked (struct slice_cache *cache, struct sealed_slices *sealed,
+              size_t end)
+{
+  for (; sealed->nr_released < end; sealed->nr_released++)
+    cache->slots[sealed->slots[sealed->nr_released]].nr_pins--;
+  if (cache->nr_slot_waiters > 0)
+    pthread_cond_broadcast (&cache->unpinned);
 }
 
 void
-slice_cache_unseal (struct slice_cache *cache, struct sealed_slices *sealed,
-                    bool written)
+slice_cache_release (struct slice_cache *cache, struct sealed_slices *sealed,
+                     size_t nr)
+{
+  if (nr == sealed->nr_released)
+    return;
+  pthread_mutex_lock (&cache->lock);
+  unpin_locked (cache, sealed, nr);
+  pthread_mutex_unlock (&cache->lock);
+}
+
+void
+slice_cache_unseal (struct slice_cache *cache, struct sealed_slices *sealed)
 {
   size_t i;
 
+  if (sealed->nr_released == sealed->nr_slots)
+    return;
   pthread_mutex_lock (&cache->lock);
-  for (i = 0; i < sealed->nr_slots; ++i) {
+  for (i = sealed->nr_released; i < sealed->nr_slots; ++i) {
     struct slice_slot *s = &cache->slots[sealed->slots[i]];
 
-    if (!written && sealed->dirty[i]) {
+    if (i < sealed->nr_copied)
       atomic_fetch_or (&s->dirty, sealed->dirty[i]);
+    if (s->dirty != 0)
       put_on_dirty_list_locked (cache, s);
-    }
-    s->nr_pins--;
   }
-  if (cache->nr_slot_waiters > 0)
-    pthread_cond_broadcast (&cache->unpinned);
+  unpin_locked (cache, sealed, sealed->nr_slots);
   pthread_mutex_unlock (&cache->lock);
-
-  free (sealed->sectors);
-  free (sealed->slots);
-  free (sealed->dirty);
-  memset (sealed, 0, sizeof *sealed);
 }
 
 size_t

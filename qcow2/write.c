@@ -256,6 +256,25 @@ copy_end (const struct piece *p, unsigned i)
   return start + ((uint64_t) (high + 1) << bits);
 }
 
+/* The last cluster goes beyond the end of the disk, but perhaps not of the
+ * data file: where that can't grow, there is nothing to be copied to.
+ */
+static uint64_t
+clip_to_data_file (const struct piece *p, uint64_t end)
+{
+  const struct layer *l = p->w->top;
+  int64_t size_bytes;
+
+  if (!l->external_data || end <= l->size_bytes ||
+      qcow2_storage_can_grow (l->data))
+    return end;
+  size_bytes = qcow2_storage_size (l->data);
+  if (size_bytes < 0 || (uint64_t) size_bytes >= end)
+    return end;
+  return (uint64_t) size_bytes > end_of (p) ? (uint64_t) size_bytes :
+    end_of (p);
+}
+
 static int
 write_piece_data (struct piece *p)
 {
@@ -265,7 +284,7 @@ write_piece_data (struct piece *p)
     start = p->offset, end = end_of (p);
   else {
     start = copy_start (p, 0);
-    end = copy_end (p, p->nr_clusters - 1);
+    end = clip_to_data_file (p, copy_end (p, p->nr_clusters - 1));
     if (start > p->offset)
       start = p->offset;
   }

@@ -70,7 +70,7 @@ refcount_pressure (void *opaque)
   return commit (&w->committer);
 }
 
-static void
+static int
 connect_parts (struct writer *w)
 {
   struct committer *c = &w->committer;
@@ -86,6 +86,7 @@ connect_parts (struct writer *w)
   w->alloc.committer = c;
   slice_cache_on_pressure (w->top->slices, pressure, w);
   slice_cache_on_pressure (w->rc->slices, refcount_pressure, w);
+  return committer_prepare (c);
 }
 
 static bool
@@ -131,13 +132,13 @@ writer_new (struct qcow2 *image, const struct qcow2_options *options,
                  (r = refcounts_guard (w->rc)) < 0 ||
                  (r = l1_writer_init (&w->l1, w->top)) < 0 ||
                  (r = allocator_init (&w->alloc, w->rc, &w->turn, w->header,
-                                      &w->retire)) < 0))
+                                      &w->retire)) < 0 ||
+                 (r = connect_parts (w)) < 0))
     qcow2_error_set (error, -r, "%s: %s", w->top->filename, strerror (-r));
   if (r < 0) {
     writer_free (w);
     return r;
   }
-  connect_parts (w);
   image->writer = w;
   return 0;
 }

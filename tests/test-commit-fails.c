@@ -2,6 +2,7 @@
 
 /* A commit that fails loses nothing: what it was to free stays in use,
  * and what it was to write comes back, without memory being asked for.
+ * Nor does one that succeeds free what was unlinked while it ran.
  */
 
 #include <errno.h>
@@ -21,6 +22,37 @@ static struct qcow2 *image;
 static struct qcow2_view *view;
 static uint8_t buf[64 * KiB];
 
+/* Called once, before a write of a commit. */
+static void (*during_commit) (void);
+
+static const struct qcow2_storage_ops *real_ops;
+
+static int
+hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
+                uint64_t offset, bool durable)
+{
+  void (*fn) (void) = during_commit;
+
+  during_commit = NULL;
+  if (fn)
+    fn ();
+  return real_ops->pwritev (s, iov, iovcnt, offset, durable);
+}
+
+/* The same storage, but for its writes. */
+static int
+wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
+      struct qcow2_storage **s)
+{
+  static struct qcow2_storage_ops ops;
+
+  real_ops = (*s)->ops;
+  ops = *real_ops;
+  ops.pwritev = hooked_pwritev;
+  (*s)->ops = &ops;
+  return 0;
+}
+
 static void
 open_image (const char *options)
 {
@@ -33,6 +65,7 @@ open_image (const char *options)
   no_faults ();
   qcow2_options_init (&o);
   o.writable = true;
+  o.wrap = wrap;
   if (qcow2_open ("disk.qcow2", &o, &image, &error) < 0 ||
       qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
     printf ("Bail out! %s\n", error.message);
@@ -95,6 +128,34 @@ test_retire (void)
   close_image ();
 }
 
+static void
+trim_first (void)
+{
+  is_int (qcow2_trim (view, CLUSTER_BYTES, 0, false), 0,
+          "a trim during the commit");
+}
+
+/* The commit has copied the entry as it was before. */
+static void
+test_unlinked_meanwhile (void)
+{
+  struct retire *retire;
+  uint64_t host;
+
+  open_image ("");
+  retire = &image->writer->retire;
+  host = first_host_cluster ();
+  is_int (qcow2_trim (view, CLUSTER_BYTES, CLUSTER_BYTES, false), 0,
+          "a trim");
+  during_commit = trim_first;
+  is_int (qcow2_flush (view), 0, "a commit");
+  ok (retire->durable.nr == 1 && retire->durable.items[0].nr == 1,
+      "only what was trimmed before is to be freed");
+  is_int (worker_round (image->writer), 0, "another commit");
+  is_int (refcount (host), 0, "then the other is free, too");
+  close_image ();
+}
+
 /* With clusters of 512 bytes, an L1 entry covers this much. */
 #define L1_BYTES (32 * KiB)
 
@@ -130,6 +191,7 @@ main (void)
 {
   scratch_dir_enter ();
   test_retire ();
+  test_unlinked_meanwhile ();
   test_l1 ();
   return tap_done ();
 }

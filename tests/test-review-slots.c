@@ -25,6 +25,7 @@
 #define NR_OTHERS 500           /* slices of the other thread */
 
 static struct slice_cache *cache;
+static struct sealed_slices sealed;
 static atomic_bool stop;
 
 static int
@@ -60,15 +61,15 @@ make_others_dirty (void *opaque)
 static bool
 seal_has (uint64_t key)
 {
-  struct sealed_slices sealed;
   bool found = false;
   size_t i;
 
-  if (slice_cache_seal (cache, &sealed) < 0)
-    abort ();
-  for (i = 0; i < sealed.nr_sectors; ++i)
-    found |= sealed.sectors[i].key == key;
-  slice_cache_unseal (cache, &sealed, true);
+  slice_cache_seal (cache, &sealed);
+  while (slice_cache_copy (cache, &sealed))
+    for (i = 0; i < sealed.nr_sectors; ++i)
+      found |= sealed.sectors[i].key == key;
+  slice_cache_release (cache, &sealed, sealed.nr_slots);
+  slice_cache_unseal (cache, &sealed);
   return found;
 }
 
@@ -79,7 +80,8 @@ test_seal (void)
   pthread_t thread;
 
   cache = slice_cache_new (8 * MiB, SLICE_BYTES);
-  if (!cache || pthread_create (&thread, NULL, make_others_dirty, NULL) != 0)
+  if (!cache || sealed_slices_init (&sealed, cache, 64 * KiB) < 0 ||
+      pthread_create (&thread, NULL, make_others_dirty, NULL) != 0)
     abort ();
   for (i = 0; i < NR_SEALS; ++i) {
     make_dirty (0);
@@ -87,6 +89,7 @@ test_seal (void)
   }
   stop = true;
   pthread_join (thread, NULL);
+  sealed_slices_free (&sealed);
   slice_cache_free (cache);
   is_int (nr_missed, 0, "a change made before a seal is in it");
 }

@@ -458,7 +458,7 @@ main (void)
 {
   static const char *const names[] = {
     "64K clusters", "version 2", "512-byte clusters", "snapshots",
-    "extended L2", "data file", "growing refcounts", "overlay",
+    "small batches", "extended L2", "data file", "growing refcounts", "overlay",
   };
   const char *only = getenv ("FAULT_SUBJECT");
   unsigned i, j;

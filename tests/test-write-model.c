@@ -23,11 +23,19 @@
 #include <unistd.h>
 
 #include "dawdling-storage.h"
+#include "image.h"
 #include "qemu-image.h"
 #include "random-image.h"
 #include "scratch-dir.h"
 #include "tap.h"
+#include "watchdog.h"
 #include "write-load.h"
+#include "writer.h"
+
+/* A round takes less than a second; with sanitizers, on a busy machine, some
+ * more.
+ */
+#define PATIENCE_SECONDS 200
 
 /* As many as it takes to be sure that the census is complete. */
 #define CENSUS_SEEDS 50
@@ -141,6 +149,8 @@ write_and_check (const struct random_image *image, struct model *model,
   load.image = open_image (image, &options);
   if (!load.image)
     return false;
+  if (random_below (seed, 2))   /* of one slice or two, in a commit */
+    load.image->writer->committer.sealed_l2.max_sectors = 16;
   good = write_load_run (&load);
   if (good) {
     *content = read_disk (load.image, image->size_bytes);
@@ -219,6 +229,7 @@ test_round (const struct random_image *image, uint64_t *seed,
   struct model model;
   bool good;
 
+  watchdog (PATIENCE_SECONDS);
   model_init (&model, *content, image->size_bytes);
   *content = NULL;
   good = write_and_check (image, &model, seed, content);

@@ -9,8 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "image.h"
 #include "qemu-image.h"
 #include "write-subject.h"
+#include "writer.h"
 
 #define KiB ((uint64_t) 1024)
 #define MiB (KiB * 1024)
@@ -38,6 +40,13 @@ const struct write_subject write_subjects[] = {
     .nr_threads = 3, .nr_ops = 70, .max_bytes = 12 * KiB,
     .percent_zero = 10, .percent_trim = 15, .nr_sessions = 1,
     .cache_bytes = 16 * KiB },
+  { .name = "small batches",
+    .create = QEMU "-o cluster_size=512 disk.qcow2 2M",
+    .disk_bytes = 2 * MiB, .cluster_bytes = 512,
+    .nr_before = 20, .kinds_before = WRITE_ZEROES,
+    .nr_threads = 4, .nr_ops = 70, .max_bytes = 60 * KiB,
+    .percent_zero = 10, .percent_trim = 15, .nr_sessions = 2,
+    .batch_bytes = 1 * KiB },
   { .name = "snapshots",
     .create = QEMU "-o cluster_size=4k disk.qcow2 4M",
     .disk_bytes = 4 * MiB, .cluster_bytes = 4 * KiB,
@@ -398,6 +407,9 @@ subject_run (const struct write_subject *s, struct qcow2_view *view,
   pthread_t threads[8];
   unsigned i, nr_failed = 0;
 
+  if (s->batch_bytes)
+    view->image->writer->committer.sealed_l2.max_sectors =
+      s->batch_bytes / 512;
   for (i = 0; i < s->nr_threads; ++i) {
     runners[i] = (struct runner) {
       .s = s, .view = view, .log = log, .guest = guest, .nr = i,

@@ -40,6 +40,7 @@ struct write_subject {
   uint64_t cache_bytes;
   enum qcow2_cache_mode cache;
   enum qcow2_detect_zeroes detect_zeroes; /* half of all zeroes are writes */
+  uint64_t batch_bytes;         /* of a commit; 0: as usual */
 };
 
 extern const struct write_subject write_subjects[];

@@ -327,8 +327,20 @@ write_until_gone ()
             rm -f disk.qcow2
             qemu-img create -q -f qcow2 -o $options disk.qcow2 8M
             start_nbdkit disk.qcow2 write=on lazy-refcounts=$lazy
-            qemu-io -f raw -c 'write 0 1M' -c flush "$uri"
-            if [ $lazy = on ]; then is_dirty; else run ! is_dirty; fi
+            # Until the client leaves.
+            "$PYTHON" - "$uri" > info <<'END'
+import nbd, subprocess, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"x" * 1000, 0)
+h.flush()
+subprocess.run(["qemu-img", "info", "-U", "--output=json", "disk.qcow2"])
+END
+            if [ $lazy = on ]; then
+                grep '"dirty-flag": true' info
+            else
+                grep '"dirty-flag": false' info
+            fi
             stop_nbdkit
             run ! is_dirty
             qemu-img check disk.qcow2
