@@ -26,9 +26,9 @@ extern bool create_wanted (void);
  */
 extern int create_config_complete (bool write_off, bool has_snapshot);
 
-/* Make the image FILENAME, under QEMU's locks if LOCK.  If it has a data file and *DATA_FILE is NULL,
- * *DATA_FILE becomes its name, which lives until create_unload.  -1 with
- * errno and a message printed.
+/* Make the image FILENAME, under QEMU's locks if LOCK.  If it has a data
+ * file and *DATA_FILE is NULL, *DATA_FILE becomes its name, which lives
+ * until create_unload.  -1 with errno and a message printed.
  */
 extern int create_image (const char *filename, bool lock,
                          const char **data_file);

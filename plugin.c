@@ -19,20 +19,12 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "plugin-config.h"
 #include "plugin-create.h"
 #include "plugin-exports.h"
-#include "plugin-readonly.h"
 #include "qcow2/qcow2.h"
 
 #define MAX_BLOCK_BYTES (32u << 20)
-
-static const char *filename;
-static const char *snapshot;
-static const char **allow_dirs;
-static struct qcow2_options options;
-
-/* write=; a snapshot is read-only whatever it says. */
-static enum { WRITE_AUTO, WRITE_ON, WRITE_OFF } write_mode;
 
 static struct qcow2 *image;
 static struct exports *exports;
@@ -57,9 +49,8 @@ log_message (void *opaque, enum qcow2_log_level level, const char *text)
 static void
 plugin_load (void)
 {
-  qcow2_options_init (&options);
-  options.log = log_message;
-  create_load ();
+  config_load ();
+  config.options.log = log_message;
 }
 
 /* After SIGTERM open connections are not closed, but this is called. */
@@ -74,250 +65,10 @@ plugin_unload (void)
 {
   exports_free (exports);
   qcow2_close (image);
-  free (allow_dirs);
-  create_unload ();
+  config_unload ();
 }
 
-/*----- Parameters -----*/
-
-static int
-config_allow_dir (const char *value)
-{
-  const char **all;
-
-  if (strcmp (value, "none") == 0) {
-    options.allow_none = true;
-    return 0;
-  }
-  all = realloc (allow_dirs, (options.nr_allow_dirs + 1) * sizeof *all);
-  if (!all) {
-    nbdkit_error ("realloc: %m");
-    return -1;
-  }
-  all[options.nr_allow_dirs++] = value;
-  options.allow_dirs = allow_dirs = all;
-  return 0;
-}
-
-static int
-config_backing (const char *value)
-{
-  if (strcmp (value, "none") != 0) {
-    nbdkit_error ("backing=%s: the only value is none", value);
-    return -1;
-  }
-  options.no_backing = true;
-  return 0;
-}
-
-static int
-config_discard (const char *value)
-{
-  if (strcmp (value, "unmap") != 0 && strcmp (value, "ignore") != 0) {
-    nbdkit_error ("discard=%s: must be unmap or ignore", value);
-    return -1;
-  }
-  options.discard = strcmp (value, "unmap") == 0;
-  return 0;
-}
-
-/* The place of VALUE in NAMES, the values of an enum, is its number. */
-static int
-config_name (const char *key, const char *value,
-             const char *const names[], size_t nr_names, const char *all)
-{
-  size_t i;
-
-  for (i = 0; i < nr_names; ++i)
-    if (strcmp (value, names[i]) == 0)
-      return (int) i;
-  nbdkit_error ("%s=%s: must be %s", key, value, all);
-  return -1;
-}
-
-static int
-config_cache (const char *key, const char *value)
-{
-  static const char *const names[] = {
-    "writeback", "writethrough", "none", "directsync", "unsafe",
-  };
-  int r = config_name (key, value, names, 5, "writeback, writethrough, none, "
-                       "directsync or unsafe");
-
-  options.cache = (enum qcow2_cache_mode) r;
-  return r == -1 ? -1 : 0;
-}
-
-static int
-config_detect_zeroes (const char *key, const char *value)
-{
-  static const char *const names[] = { "off", "on", "unmap" };
-  int r = config_name (key, value, names, 3, "off, on or unmap");
-
-  options.detect_zeroes = (enum qcow2_detect_zeroes) r;
-  return r == -1 ? -1 : 0;
-}
-
-static int
-config_lazy_refcounts (const char *value)
-{
-  int r = nbdkit_parse_bool (value);
-
-  if (r == -1)
-    return -1;
-  options.lazy_refcounts = r ? QCOW2_LAZY_ON : QCOW2_LAZY_OFF;
-  return 0;
-}
-
-static int
-config_backing_format (const char *value)
-{
-  if (strcmp (value, "qcow2") != 0 && strcmp (value, "raw") != 0) {
-    nbdkit_error ("backing-format=%s: must be qcow2 or raw", value);
-    return -1;
-  }
-  options.backing_format = value;
-  return 0;
-}
-
-static int
-config_size (const char *value, uint64_t *out)
-{
-  int64_t r = nbdkit_parse_size (value);
-
-  if (r == -1)
-    return -1;
-  *out = (uint64_t) r;
-  return 0;
-}
-
-static int
-config_bool (const char *value, bool *out)
-{
-  int r = nbdkit_parse_bool (value);
-
-  if (r == -1)
-    return -1;
-  *out = r;
-  return 0;
-}
-
-static int
-config_write (const char *value)
-{
-  int r;
-
-  if (strcmp (value, "auto") == 0) {
-    write_mode = WRITE_AUTO;
-    return 0;
-  }
-  r = nbdkit_parse_bool (value);
-  if (r == -1)
-    return -1;
-  write_mode = r ? WRITE_ON : WRITE_OFF;
-  return 0;
-}
-
-static int
-config_max_chain (const char *key, const char *value)
-{
-  if (nbdkit_parse_unsigned (key, value, &options.max_chain_depth) == -1)
-    return -1;
-  if (options.max_chain_depth > QCOW2_MAX_CHAIN_DEPTH) {
-    nbdkit_error ("max-chain=%s: at most %d are allowed", value,
-                  QCOW2_MAX_CHAIN_DEPTH);
-    return -1;
-  }
-  return 0;
-}
-
-static int
-plugin_config (const char *key, const char *value)
-{
-  int r;
-
-  if (strcmp (key, "file") == 0) {
-    if (filename) {
-      nbdkit_error ("file= was given twice");
-      return -1;
-    }
-    filename = value;
-    return 0;
-  }
-  if (strcmp (key, "snapshot") == 0) {
-    snapshot = value;
-    return 0;
-  }
-  if (strcmp (key, "data-file") == 0) {
-    options.data_file = value;
-    return 0;
-  }
-  if (strcmp (key, "allow-dir") == 0)
-    return config_allow_dir (value);
-  if (strcmp (key, "backing") == 0)
-    return config_backing (value);
-  if (strcmp (key, "backing-format") == 0)
-    return config_backing_format (value);
-  if (strcmp (key, "cache-size") == 0)
-    return config_size (value, &options.cache_bytes);
-  if (strcmp (key, "compressed-cache-size") == 0)
-    return config_size (value, &options.compressed_cache_bytes);
-  if (strcmp (key, "lock") == 0)
-    return config_bool (value, &options.lock);
-  if (strcmp (key, "write") == 0)
-    return config_write (value);
-  if (strcmp (key, "discard") == 0)
-    return config_discard (value);
-  if (strcmp (key, "lazy-refcounts") == 0)
-    return config_lazy_refcounts (value);
-  if (strcmp (key, "cache") == 0)
-    return config_cache (key, value);
-  if (strcmp (key, "detect-zeroes") == 0)
-    return config_detect_zeroes (key, value);
-  if (strcmp (key, "max-chain") == 0)
-    return config_max_chain (key, value);
-  r = create_config (key, value);
-  if (r != 0)
-    return r == 1 ? 0 : -1;
-
-  nbdkit_error ("unknown parameter \"%s\"", key);
-  return -1;
-}
-
-static int
-plugin_config_complete (void)
-{
-  if (!filename) {
-    nbdkit_error ("the file=DISK.qcow2 parameter is needed");
-    return -1;
-  }
-  if (snapshot && write_mode == WRITE_ON) {
-    nbdkit_error ("snapshot=%s: a snapshot can't be written to, so write=on "
-                  "can't be given with it", snapshot);
-    return -1;
-  }
-  return create_config_complete (write_mode == WRITE_OFF, snapshot != NULL);
-}
-
-#define plugin_config_help \
-  "[file=]DISK.qcow2 (required)  The image to serve.\n" \
-  "write=auto|on|off             Serve it for writing (default auto: unless\n" \
-  "                              there is nbdkit's -r or the cow filter).\n" \
-  "create=SIZE|backing           Make the image first, for writing.\n" \
-  "create-options=OPTS           As for `qemu-img create -o'.\n" \
-  "snapshot=NAME|ID              Serve this internal snapshot by default.\n" \
-  "backing=none                  Serve the image without its backing file.\n" \
-  "backing-format=qcow2|raw      Where the image does not tell the format.\n" \
-  "data-file=FILE                The image's external data file.\n" \
-  "allow-dir=DIR|none            The image may name files in DIR.\n" \
-  "discard=unmap|ignore          What becomes of freed space.\n" \
-  "lazy-refcounts=on|off         The default is as the image says.\n" \
-  "cache=MODE                    As for qemu-nbd (default writeback).\n" \
-  "detect-zeroes=off|on|unmap    Look for zeros in what is written.\n" \
-  "max-chain=N                   Limit for the backing chain (default 200).\n" \
-  "cache-size=SIZE               Metadata cache (default 32M).\n" \
-  "compressed-cache-size=SIZE    Decompressed clusters (default 32M).\n" \
-  "lock=on|off                   Take QEMU's locks (default on)."
+/*----- Starting -----*/
 
 static void
 plugin_dump_plugin (void)
@@ -329,18 +80,6 @@ plugin_dump_plugin (void)
     printf ("%s=%s\n", key, value);
 }
 
-/*----- Starting -----*/
-
-/* With snapshot= the active layer is not among the exports. */
-static bool
-is_for_writing (void)
-{
-  if (snapshot)
-    return false;
-  return write_mode == WRITE_ON ||
-    (write_mode == WRITE_AUTO && !started_read_only ());
-}
-
 static int
 plugin_get_ready (void)
 {
@@ -348,11 +87,12 @@ plugin_get_ready (void)
   int r;
 
   if (create_wanted () &&
-      create_image (filename, options.lock, &options.data_file) == -1)
+      create_image (config.filename, config.options.lock,
+                    &config.options.data_file) == -1)
     return -1;
-  options.writable = is_for_writing ();
-  options.repair = options.lock;
-  r = qcow2_open (filename, &options, &image, &error);
+  config.options.writable = config_is_for_writing ();
+  config.options.repair = config.options.lock;
+  r = qcow2_open (config.filename, &config.options, &image, &error);
   if (r < 0) {
     nbdkit_error ("%s", error.message);
     errno = -r;
@@ -363,9 +103,9 @@ plugin_get_ready (void)
     nbdkit_error ("malloc: %m");
     return -1;
   }
-  if (snapshot && exports_set_default (exports, snapshot) < 0) {
+  if (config.snapshot && exports_set_default (exports, config.snapshot) < 0) {
     nbdkit_error ("%s: snapshot=%s: the image has no snapshot with this id "
-                  "or name", filename, snapshot);
+                  "or name", config.filename, config.snapshot);
     return -1;
   }
   /* All that the default export needs is wrong now or never. */
@@ -388,7 +128,7 @@ read_again_locked (void)
   struct qcow2_error error;
   struct exports *fresh;
 
-  if (options.lock || nr_handles > 0)
+  if (config.options.lock || nr_handles > 0)
     return;
   if (qcow2_reopen (image, &error) < 0)
     nbdkit_error ("%s", error.message);
@@ -396,8 +136,8 @@ read_again_locked (void)
   fresh = exports_new (image);
   if (!fresh)
     nbdkit_error ("malloc: %m");
-  else if (snapshot)
-    exports_set_default (fresh, snapshot);
+  else if (config.snapshot)
+    exports_set_default (fresh, config.snapshot);
   exports_free (exports);
   exports = fresh;
 }
@@ -463,11 +203,11 @@ plugin_open (int readonly)
 
   if (!name)
     return NULL;
-  if (!readonly && !options.writable && !snapshot &&
-      write_mode == WRITE_AUTO && !atomic_exchange (&warned_readonly, true))
+  if (!readonly && !config.options.writable && !config.snapshot &&
+      config.write_mode == WRITE_AUTO && !atomic_exchange (&warned_readonly, true))
     nbdkit_error ("warning: %s: nbdkit's command line looked as if no client "
                   "could write, so the image is served read-only; use "
-                  "write=on or write=off", filename);
+                  "write=on or write=off", config.filename);
   h = malloc (sizeof *h);
   if (!h) {
     nbdkit_error ("malloc: %m");
@@ -476,7 +216,7 @@ plugin_open (int readonly)
   count_handle (1);
   r = exports_find (exports, name, &h->export);
   if (r < 0)
-    nbdkit_error ("%s: there is no export \"%s\"", filename, name);
+    nbdkit_error ("%s: there is no export \"%s\"", config.filename, name);
   else {
     r = exports_open (exports, h->export, &h->view, &error);
     if (r < 0)
@@ -693,9 +433,9 @@ static struct nbdkit_plugin plugin = {
   .load               = plugin_load,
   .unload             = plugin_unload,
   .cleanup            = plugin_cleanup,
-  .config             = plugin_config,
-  .config_complete    = plugin_config_complete,
-  .config_help        = plugin_config_help,
+  .config             = config_parameter,
+  .config_complete    = config_complete,
+  .config_help        = CONFIG_HELP,
   .magic_config_key   = "file",
   .dump_plugin        = plugin_dump_plugin,
   .get_ready          = plugin_get_ready,

@@ -46,6 +46,27 @@ h = nbd.NBD(); h.connect_uri(sys.argv[1])
 $1" "$uri"
 }
 
+# hold_open: a client that stays until let_go.  When the last one leaves, the
+# server makes everything durable in any case.
+hold_open ()
+{
+    rm -f held
+    "$PYTHON" -c "import nbd, sys, time
+h = nbd.NBD(); h.connect_uri(sys.argv[1]); open('held', 'w'); time.sleep(300)" \
+        "$uri" 3>&- &
+    holder=$!
+    until [ -e held ]; do
+        kill -0 $holder
+        sleep 0.02
+    done
+}
+
+let_go ()
+{
+    kill $holder
+    wait $holder || :
+}
+
 # traced CODE: the calls that write or sync, while the client runs, in `trace'.
 traced ()
 {
@@ -103,10 +124,12 @@ open_flags ()
 @test "writeback makes durable what is flushed" {
     make_disk
     start_nbdkit disk.qcow2 write=on cache=writeback
+    hold_open
     traced "$requests"
     [ "$(nr_syncs)" -eq 0 ]
     traced 'h.flush ()'
     [ "$(nr_syncs)" -ge 1 ]
+    let_go
     stop_nbdkit
 }
 
@@ -117,6 +140,7 @@ open_flags ()
     for mode in writethrough directsync; do
         make_disk
         start_nbdkit disk.qcow2 write=on cache=$mode
+        hold_open
         traced "$requests"
         [ "$(nr_syncs)" -ge 40 ]
         # A write in place over durable metadata is one durable write.
@@ -127,6 +151,7 @@ open_flags ()
         [ "$(grep -c fdatasync trace)" -eq 0 ]
         # Nothing more is needed, not even an end of the server.
         kill_nbdkit
+        let_go
         qemu-io -f qcow2 -c 'read -P 120 0 8k' -c 'read -P 122 8k 4k' \
             -c 'read -P 121 2M 100' -c 'read -P 0 4M 640k' disk.qcow2 > out
         [ "$(grep -c '^read .* bytes at' out)" -eq 4 ]
