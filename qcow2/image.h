@@ -55,6 +55,22 @@ view_lookup (const struct qcow2_view *view, uint64_t offset,
 extern int image_read (const struct qcow2 *image, const struct l1_table *l1,
                        void *buf, size_t count, uint64_t offset);
 
+struct backing_name;
+
+/* Is qcow2_options.format raw?  -ENOTSUP for others than raw and qcow2. */
+extern int image_format (const char *format, bool *is_raw,
+                         struct qcow2_error *error);
+
+/* The format of the backing file NAME of the image FILENAME: the header
+ * knows it, or a json: name, or the operator.  -EINVAL if nobody does,
+ * -ENOTSUP for others than raw and qcow2.
+ */
+extern int image_backing_format (const struct qcow2_options *options,
+                                 const char *filename,
+                                 const struct header *header,
+                                 const struct backing_name *name,
+                                 bool *is_raw, struct qcow2_error *error);
+
 /* Free the views that are still open. */
 extern void view_free_all (struct qcow2 *image);
 

@@ -34,6 +34,7 @@ struct layer {
   bool external_data;           /* guest clusters lie in DATA */
   struct qcow2_storage *file;
   struct qcow2_storage *data;   /* == FILE where there is no data file */
+  char *data_filename;          /* of an external data file, as opened */
   uint64_t size_bytes;          /* virtual size */
 
   /* Of a qcow2 image only. */
