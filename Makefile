@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# Builds libqcow2.a (the engine, qcow2/) and nbdkit-qcow2-plugin.so, installs
-# and tests them.  `make help` lists what there is to make.
+# Builds libqcow2.a (the engine, qcow2/), nbdkit-qcow2-plugin.so and qcow2-img,
+# installs and tests them.  `make help` lists what there is to make.
 #
 # Objects of different compilers or flags never meet: each VARIANT has its
 # own build directory, and every object depends on a record of the command
@@ -15,18 +15,19 @@ WERROR  = $(if $(wildcard .git),1,0)
 V       = 0
 Q       = $(if $(filter 0,$(V)),@)
 
-# The default variant is built in build/ and its plugin put at the top;
+# The default variant is built in build/, its plugin and tool put at the top;
 # every other one lives in build/VARIANT alone.
 VARIANT =
 BUILD   = build$(if $(VARIANT),/$(VARIANT))
 NAME    := nbdkit-qcow2-plugin
 PLUGIN  := $(if $(filter-out build,$(BUILD)),$(BUILD)/)$(NAME).so
+IMG     := $(if $(filter-out build,$(BUILD)),$(BUILD)/)qcow2-img
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SUFFIXES:
-.PHONY: FORCE help all plugin test-programs bench-programs \
+.PHONY: FORCE help all plugin tool test-programs bench-programs \
 	install uninstall clean deps demo serve bench check run-tests \
 	check-sanitize check-thread check-valgrind fuzz soak
 
@@ -71,29 +72,35 @@ LINK      = $(CC) -pthread $(CFLAGS) $(SANITIZE) $(LDFLAGS)
 
 LIB_SRC     := $(wildcard qcow2/*.c)
 PLUGIN_SRC  := $(wildcard plugin.c plugin-*.c)
+IMG_SRC     := $(wildcard img/*.c)
 TEST_SRC    := $(wildcard tests/test-*.c)
 PRELOAD_SRC := $(wildcard tests/preload-*.c)
 BENCH_SRC   := $(wildcard bench/*.c)
 HELP_SRC    := $(filter-out $(TEST_SRC) $(PRELOAD_SRC),$(wildcard tests/*.c))
 
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
-OBJECTS := $(call objects,$(LIB_SRC) $(PLUGIN_SRC) $(TEST_SRC) $(HELP_SRC) \
-	   $(BENCH_SRC))
+OBJECTS := $(call objects,$(LIB_SRC) $(PLUGIN_SRC) $(IMG_SRC) $(TEST_SRC) \
+	   $(HELP_SRC) $(BENCH_SRC))
 TESTS_BUILT := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC)) \
 	       $(patsubst %.c,$(BUILD)/%.so,$(PRELOAD_SRC))
 BENCHES_BUILT := $(patsubst %.c,$(BUILD)/%,$(BENCH_SRC))
 MANUALS := $(patsubst %.pod,$(BUILD)/%.1,$(wildcard *.pod))
 
-all: plugin $(MANUALS)
+all: plugin tool $(MANUALS)
 
 plugin: $(PLUGIN)
+tool: $(IMG)
 test-programs: $(TESTS_BUILT)
 bench-programs: $(BENCHES_BUILT)
-plugin test-programs bench-programs: ; @:
+plugin tool test-programs bench-programs: ; @:
 
 $(PLUGIN): $(call objects,$(PLUGIN_SRC)) $(BUILD)/libqcow2.a
 	@echo "  LINK  $@"
 	$(Q)$(LINK) -shared -o $@ $^ $(LIB_LIBS) $(LIBS)
+
+$(IMG): $(call objects,$(IMG_SRC)) $(BUILD)/libqcow2.a
+	@echo "  LINK  $@"
+	$(Q)$(LINK) -o $@ $^ $(LIB_LIBS) $(LIBS)
 
 $(BUILD)/libqcow2.a: $(call objects,$(LIB_SRC))
 $(BUILD)/tests/libtesthelp.a: $(call objects,$(HELP_SRC))
@@ -134,7 +141,7 @@ $(BUILD)/%.1: %.pod $(BUILD)/flags
 
 # Rewritten only when what they record has changed.
 $(BUILD)/flags:   export RECORD = $(COMPILE) : $(LINK) : $(LIB_LIBS) $(LIBS)
-$(BUILD)/sources: export RECORD = $(LIB_SRC) : $(PLUGIN_SRC) : $(HELP_SRC)
+$(BUILD)/sources: export RECORD = $(LIB_SRC) : $(PLUGIN_SRC) : $(IMG_SRC) : $(HELP_SRC)
 $(BUILD)/flags $(BUILD)/sources: FORCE
 	$(if $(MISSING),@echo "Missing: $(MISSING)." \
 	    "\`make deps' installs or lists what is needed." >&2; exit 1)

@@ -7,8 +7,6 @@
  * an image; requests go the shorter way of chain.c.
  */
 
-#include <string.h>
-
 #include "image.h"
 #include "sparse-clusters.h"
 
@@ -19,12 +17,6 @@ struct walk {
   const struct l1_table *l1;    /* of the top layer */
   qcow2_map_fn *fn;
   void *opaque;
-
-  /* Which layers have been asked whether their files are sparse, and
-   * which are: a bit each.
-   */
-  uint64_t asked[(QCOW2_MAX_CHAIN_DEPTH + 64) / 64];
-  uint64_t sparse[(QCOW2_MAX_CHAIN_DEPTH + 64) / 64];
 
   /* What is not yet reported, since it may go on. */
   struct qcow2_map_extent last;
@@ -65,20 +57,6 @@ lookup (struct layer *l, const struct l1_table *l1, uint64_t offset,
   if (run->length_bytes > rest_bytes)
     run->length_bytes = rest_bytes;
   return 0;
-}
-
-static bool
-is_sparse (struct walk *w, const struct layer *l)
-{
-  uint64_t bit = UINT64_C (1) << l->index % 64;
-  unsigned word = l->index / 64;
-
-  if (!(w->asked[word] & bit)) {
-    w->asked[word] |= bit;
-    if (sparse_clusters (l))
-      w->sparse[word] |= bit;
-  }
-  return w->sparse[word] & bit;
 }
 
 /*----- Reporting -----*/
@@ -164,7 +142,7 @@ add_run (struct walk *w, const struct run *run, bool has_host,
     next.filename = l->data_filename ? l->data_filename : l->filename;
     next.host_offset = run->host_offset;
   }
-  if (run->kind == RUN_DATA && (l->is_raw || is_sparse (w, l)))
+  if (run->kind == RUN_DATA && (l->is_raw || sparse_clusters (run->layer)))
     return add_data (w, l, &next);
   return add (w, &next);
 }

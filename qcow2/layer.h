@@ -23,6 +23,8 @@ struct l1_table {
   uint32_t nr_entries;
 };
 
+enum layer_sparse { LAYER_SPARSE_UNKNOWN, LAYER_NOT_SPARSE, LAYER_SPARSE };
+
 struct layer {
   unsigned index;               /* in the chain: 0 is the top image */
   char *filename;               /* as opened */
@@ -45,6 +47,7 @@ struct layer {
   uint32_t slice_bytes;         /* min (4 KiB, cluster size) */
   unsigned unit_bits;           /* log2 of the cluster or subcluster size */
   unsigned l2_entry_bits;       /* log2 of an L2 entry's bytes */
+  _Atomic enum layer_sparse sparse; /* see sparse-clusters.h */
 };
 
 /* Read the header and the active L1 table of l->file; l->filename and

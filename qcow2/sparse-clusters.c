@@ -3,6 +3,7 @@
 /* Counting the clusters in use against the space that the file takes. */
 
 #include <endian.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,8 +79,8 @@ count_in_table (const struct layer *l, uint8_t *buf, uint64_t enough,
   return r;
 }
 
-bool
-sparse_clusters (const struct layer *l)
+static bool
+find_out (const struct layer *l)
 {
   int64_t disk_bytes = qcow2_storage_disk_bytes (l->file);
   uint64_t clusters, enough, used = 0;
@@ -99,4 +100,17 @@ sparse_clusters (const struct layer *l)
   r = count_in_table (l, buf, enough, &used);
   free (buf);
   return r == 0 && used >= enough;
+}
+
+bool
+sparse_clusters (struct layer *l)
+{
+  enum layer_sparse known = atomic_load_explicit (&l->sparse,
+                                                  memory_order_relaxed);
+
+  if (known == LAYER_SPARSE_UNKNOWN) {
+    known = find_out (l) ? LAYER_SPARSE : LAYER_NOT_SPARSE;
+    atomic_store_explicit (&l->sparse, known, memory_order_relaxed);
+  }
+  return known == LAYER_SPARSE;
 }

@@ -14,8 +14,8 @@
 /* Are so many clusters of the image in use that its file must have holes?
  * The measure is QEMU's: a ninth more than the space of the file holds, and
  * two at least.  Reads refcount blocks until that is clear; false where they
- * or the space of the file can't be read.
+ * or the space of the file can't be read.  Found out once, and remembered in L.
  */
-extern bool sparse_clusters (const struct layer *l);
+extern bool sparse_clusters (struct layer *l);
 
 #endif /* QCOW2_SPARSE_CLUSTERS_H */
