@@ -144,12 +144,12 @@ describe_format (const struct qcow2_info *info)
   if (info->nr_bitmaps > 0)
     img_json_set (data, "bitmaps", describe_bitmaps (info));
   img_json_set_int (data, "refcount-bits", info->refcount_bits);
+  if (info->data_file)
+    img_json_set_string (data, "data-file", info->data_file);
   if (info->encryption != QCOW2_ENCRYPTION_NONE)
     img_json_set (data, "encrypt", describe_encryption (info));
   if (info->version < 3)
     return data;
-  if (info->data_file)
-    img_json_set_string (data, "data-file", info->data_file);
   if (info->external_data)
     img_json_set_bool (data, "data-file-raw", info->data_file_raw);
   img_json_set_bool (data, "corrupt", info->corrupt);
@@ -183,20 +183,11 @@ describe_snapshots (const struct qcow2_info *info)
   return snapshots;
 }
 
-static void
-set_backing (json_t *object, const struct qcow2_info *info)
-{
-  const char *full = full_backing_name (info);
-
-  if (full)
-    img_json_set_string (object, "full-backing-filename", full);
-  img_json_set_string (object, "backing-filename", info->backing_name);
-}
-
 /* Keys in QEMU's order. */
 static json_t *
 describe (const struct qcow2_info *info)
 {
+  const char *full = info->backing_name ? full_backing_name (info) : NULL;
   json_t *object = img_json_object (), *specific;
 
   if (has_backing_format (info))
@@ -217,10 +208,12 @@ describe (const struct qcow2_info *info)
     img_json_set (specific, "data", describe_format (info));
     img_json_set (object, "format-specific", specific);
   }
+  if (full)
+    img_json_set_string (object, "full-backing-filename", full);
   if (info->encryption != QCOW2_ENCRYPTION_NONE)
     img_json_set_bool (object, "encrypted", true);
   if (info->backing_name)
-    set_backing (object, info);
+    img_json_set_string (object, "backing-filename", info->backing_name);
   img_json_set_bool (object, "dirty-flag", info->dirty);
   return object;
 }

@@ -86,7 +86,7 @@ img_size_option (const char *what, const char *text, uint64_t *bytes)
                what, INT64_MAX);
   else if (r < 0) {
     img_error ("Invalid %s specified. You may use k, M, G, T, P or E "
-               "suffixes for ", what);
+               "suffixes for", what);
     img_error ("kilobytes, megabytes, gigabytes, terabytes, petabytes and "
                "exabytes.");
   }
