@@ -161,19 +161,25 @@ plugindir := $(shell $(PKG_CONFIG) --variable=plugindir nbdkit 2>/dev/null)
 else
 plugindir := $(prefix)/lib/nbdkit/plugins
 endif
+bindir = $(prefix)/bin
 mandir = $(prefix)/share/man
+completiondir = $(prefix)/share/bash-completion/completions
 MANUALS_INSTALLED = $(addprefix $(DESTDIR)$(mandir)/man1/,$(notdir $(MANUALS)))
 
 install: all
-	install -d '$(DESTDIR)$(plugindir)' '$(DESTDIR)$(mandir)/man1'
+	install -d '$(DESTDIR)$(plugindir)' '$(DESTDIR)$(mandir)/man1' \
+	    '$(DESTDIR)$(bindir)' '$(DESTDIR)$(completiondir)'
 	install -m 0755 $(PLUGIN) '$(DESTDIR)$(plugindir)'
+	install -m 0755 $(IMG) '$(DESTDIR)$(bindir)'
+	install -m 0644 img/bash-completion '$(DESTDIR)$(completiondir)/qcow2-img'
 	$(if $(MANUALS),install -m 0644 $(MANUALS) '$(DESTDIR)$(mandir)/man1')
 
 uninstall:
-	rm -f '$(DESTDIR)$(plugindir)/$(NAME).so' $(MANUALS_INSTALLED)
+	rm -f '$(DESTDIR)$(plugindir)/$(NAME).so' $(MANUALS_INSTALLED) \
+	    '$(DESTDIR)$(bindir)/qcow2-img' '$(DESTDIR)$(completiondir)/qcow2-img'
 
 clean:
-	rm -rf build $(NAME).so
+	rm -rf build $(NAME).so qcow2-img
 
 # ---- using ----------------------------------------------------------------
 
@@ -203,21 +209,23 @@ TESTS =
 SHORT =
 SANITIZE_SHORT := test-backing-name test-bad-entry test-bad-header test-chain \
 	test-cluster-cache test-codec test-fuzz test-open-faults \
-	test-read-threads test-slice-cache extents plugin
+	test-read-threads test-slice-cache extents plugin img-compare img-map
 VALGRIND_SHORT := test-backing-name test-bad-header test-chain test-codec \
 	test-cluster-cache test-open-faults test-read-threads \
 	test-slice-cache big-offsets
 
 # What a sanitizer can see: the engine's test programs, and the tests that
-# start a server with tests/lib.bash.
+# start a server with tests/lib.bash, or run qcow2-img.
 C_TESTS      := $(notdir $(TEST_SRC:.c=))
 SERVER_TESTS := $(notdir $(basename \
 	$(shell grep -ls start_nbdkit tests/*.bats 2>/dev/null)))
+TOOL_TESTS   := $(notdir $(basename $(wildcard tests/img*.bats)))
 # The one that runs its servers under valgrind, too.
 VALGRIND_SERVER_TEST := extents
 
 chosen = $(strip $(or $(TESTS),$(if $(SHORT),$(1)),$(2)))
-sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS))
+sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS) \
+	$(TOOL_TESTS))
 valgrind_tests  = $(call chosen,$(VALGRIND_SHORT),$(C_TESTS) \
 	$(VALGRIND_SERVER_TEST))
 
@@ -229,11 +237,11 @@ run-tests:
 	@BUILD_DIR='$(BUILD)' QCOW2_PLUGIN='$(PLUGIN)' tests/run $(strip $(TESTS))
 
 check-sanitize: deps
-	@$(SUBMAKE) VARIANT=asan plugin test-programs
+	@$(SUBMAKE) VARIANT=asan plugin tool test-programs
 	@BUILD_DIR=build/asan tests/run --asan $(sanitized_tests)
 
 check-thread: deps
-	@$(SUBMAKE) VARIANT=tsan plugin test-programs
+	@$(SUBMAKE) VARIANT=tsan plugin tool test-programs
 	@BUILD_DIR=build/tsan tests/run --tsan $(sanitized_tests)
 
 check-valgrind: deps
@@ -263,8 +271,8 @@ soak: deps
 	    TESTS='$(or $(TESTS),write-model race write power-failure)'
 
 help:
-	@echo "make                 build $(NAME).so"
-	@echo "make install         [DESTDIR= prefix= plugindir= mandir=]; uninstall"
+	@echo "make                 build $(NAME).so and qcow2-img"
+	@echo "make install         [DESTDIR= prefix= plugindir= bindir= mandir=]; uninstall"
 	@echo "make deps            install or list what building and testing need"
 	@echo "make demo            [IMAGE=disk.qcow2 PARAMS=\"allow-dir=DIR\"]"
 	@echo "make serve           IMAGE=disk.qcow2 [PARAMS=...]: serve until Ctrl-C"
