@@ -2,6 +2,7 @@
 
 /* qcow2-img measure: how large will a new image be? */
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -134,6 +135,7 @@ measure_disk (const struct img_image *image, uint64_t size_bytes,
 {
   struct qcow2_measure_options engine = o->engine;
   struct qcow2_error error;
+  int r;
 
   if (!o->is_qcow2) {
     answer->size.required_bytes = size_bytes;
@@ -143,14 +145,13 @@ measure_disk (const struct img_image *image, uint64_t size_bytes,
   /* How much the backing file will give is not known. */
   if (image && o->has_backing)
     engine.all_data = true;
-  if (qcow2_measure (image ? image->view : NULL, size_bytes, &engine,
-                     &answer->size, &error) == 0)
-    return 0;
-  if (image)
-    img_error ("%s: %s", image->filename, error.message);
-  else
+  r = qcow2_measure (image ? image->view : NULL, size_bytes, &engine,
+                     &answer->size, &error);
+  if (r == -EFBIG)
     img_error ("%s", error.message);
-  return -1;
+  else if (r < 0)
+    img_error ("%s: %s: %s", image->filename, error.message, img_reason (-r));
+  return r;
 }
 
 static int

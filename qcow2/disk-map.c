@@ -199,5 +199,10 @@ qcow2_map (struct qcow2_view *view, uint64_t count, uint64_t offset,
     epoch_leave (ticket);
     offset += length_bytes;
   }
-  return r == 0 ? report (&w) : r;
+  /* What is known up to an error is an answer, too. */
+  if (r == 0)
+    r = report (&w);
+  else if (r < 0)
+    report (&w);
+  return r;
 }

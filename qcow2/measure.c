@@ -99,8 +99,7 @@ qcow2_measure (struct qcow2_view *view, uint64_t size_bytes,
   else if (view) {
     r = qcow2_map (view, size_bytes, 0, count_extent, &count);
     if (r < 0)
-      return qcow2_error_set (error, -r, "Unable to get block status: %s",
-                              strerror (-r));
+      return qcow2_error_set (error, -r, "Unable to get block status");
   }
   measure->fully_allocated_bytes =
     all_clusters (data_clusters, options) * cluster_bytes;
@@ -117,13 +116,9 @@ qcow2_measure_bitmaps (const struct qcow2_info *info, uint64_t cluster_bytes)
 
   for (i = 0; i < info->nr_bitmaps; ++i) {
     const struct qcow2_bitmap_info *b = &info->bitmaps[i];
-    uint64_t bits, clusters;
+    uint64_t bits = divide_up (info->size_bytes, b->granularity_bytes);
+    uint64_t clusters = divide_up (divide_up (bits, 8), cluster_bytes);
 
-    /* What it says may be wrong, so nobody copies it. */
-    if (b->in_use)
-      continue;
-    bits = divide_up (info->size_bytes, b->granularity_bytes);
-    clusters = divide_up (divide_up (bits, 8), cluster_bytes);
     bytes += (clusters + divide_up (clusters * 8, cluster_bytes)) *
       cluster_bytes;
     directory_bytes += round_up (sizeof (struct disk_bitmap) +

@@ -316,7 +316,8 @@ typedef int qcow2_map_fn (void *opaque,
  * qcow2_extents, and with more detail, as QEMU tells it: holes in a file
  * count only in a raw one, and in an image whose clusters were allocated
  * beforehand.  The last 512 bytes of a raw disk may lie past its end.
- * Returns 0, the callback's result, or a negative errno.
+ * Returns 0, the callback's result, or a negative errno; FN has been told of
+ * all that comes before the error then.
  */
 extern int qcow2_map (struct qcow2_view *view, uint64_t count,
                       uint64_t offset, qcow2_map_fn *fn, void *opaque);

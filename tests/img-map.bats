@@ -57,7 +57,8 @@ END
         qemu-io -f qcow2 -c 'write -q 3M 100k' -c 'write -q -P 0 5M 100k' \
             disk.qcow2
         same_map disk.qcow2
-        grep -q '"zero": true, "data": true' out.qemu ||
+        twin map --output=json disk.qcow2
+        grep -q '"zero": true, "data": true' out ||
             [[ $options == *extended* ]]
         rm disk.qcow2
     done

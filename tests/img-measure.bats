@@ -103,7 +103,7 @@ END
         measure -O qcow2 -o $options disk.qcow2
     done
     measure -O raw disk.qcow2
-    # One in use is not copied.
+    # One in use counts, too.
     extension=$(($(xxd -p disk.qcow2 | tr -d '\n' | grep -bo 23852875 |
                        head -1 | cut -d: -f1) / 2))
     entry=$(number_at disk.qcow2 $((extension + 24)) 8)
@@ -137,7 +137,6 @@ END
 -f raw
 -l s1 --size 1M
 --size 1M disk.qcow2
---size
 --size x
 --size -1
 --size 1.5
