@@ -178,6 +178,26 @@ identify (int fd, struct info *info, struct qcow2_error *error)
   return 0;
 }
 
+/* FD is consumed. */
+static int
+open_storage (int fd, const char *filename, bool is_raw,
+              const struct qcow2_options *options, struct qcow2_storage **s,
+              struct qcow2_error *error)
+{
+  int r;
+
+  r = qcow2_io_file_new (fd, filename,
+                         options->lock ? QCOW2_IO_FILE_LOCK : 0, s, error);
+  if (r < 0 || !options->wrap)
+    return r;
+  r = options->wrap (options->opaque, is_raw ? QCOW2_STORAGE_RAW :
+                     QCOW2_STORAGE_IMAGE, filename, s);
+  if (r == 0)
+    return 0;
+  qcow2_storage_close (*s);
+  return qcow2_error_set (error, -r, "%s: %s", filename, strerror (-r));
+}
+
 static void
 free_info (struct info *info)
 {
@@ -214,8 +234,7 @@ read_file (int fd, const char *filename, bool is_raw,
   if (r < 0)
     close (fd);
   else
-    r = qcow2_io_file_new (fd, filename,
-                           options->lock ? QCOW2_IO_FILE_LOCK : 0, &s, error);
+    r = open_storage (fd, filename, is_raw, options, &s, error);
   if (r == 0) {
     r = read_storage (s, is_raw, info, error);
     qcow2_storage_close (s);
