@@ -46,16 +46,14 @@ static const char script[] =
   "w data -c 'write -P 11 8k 30k' -c 'write -z 16k 4k'\n"
   "c -o cluster_size=4k -b zlib -F qcow2 overlay 256k\n"
   "w overlay -c 'write -P 12 12k 40k' -c 'write -z 64k 16k'\n"
-  /* Not really encrypted: crypt_method, a pointer in the place of the
-   * feature name table, and a header at 2048.
+  /* Not really encrypted: crypt_method, the extension, and a header at
+   * 2048.
    */
   "c -o cluster_size=4k luks 256k\n"
-  "xxd -p luks | tr -d '\\n' | sed 's/\\(6803f857\\).\\{56\\}/"
-  "0537be7700000010000000000000080000000000000010000000000000000000/'"
-  "  | xxd -r -p > with\n"
-  "mv with luks\n"
   "put () { dd of=luks bs=1 seek=$1 conv=notrunc status=none; }\n"
   "printf '\\002' | put 35\n"
+  "echo 0537be7700000010000000000000080000000000000010000000000000000000 |"
+  "  xxd -r -p | put 112\n"
   "printf 'LUKS\\272\\276\\0\\001aes' | put 2048\n"
   "printf 'xts-plain64' | put 2088\n"
   "printf 'sha256' | put 2120\n";
