@@ -130,7 +130,8 @@ END
     grep -x 'Strict mode: Offset 2097152 block status mismatch!' out
     qemu-io -f qcow2 -c 'write -q -z 3M 64k' b.qcow2
     expect 0 a.qcow2 b.qcow2
-    expect 1 -s a.qcow2 b.qcow2
+    expect 1 -q -s a.qcow2 b.qcow2
+    run_img compare -s a.qcow2 b.qcow2
     grep -x 'Strict mode: Offset 3145728 block status mismatch!' out
     # A difference in content that comes first is told first.
     qemu-io -f qcow2 -c 'write -q -P 2 1M 64k' b.qcow2
