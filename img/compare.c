@@ -378,8 +378,8 @@ const struct img_command img_compare = {
     IMG_HELP_SRC_CACHE
     IMG_HELP_PROGRESS
     IMG_HELP_QUIET
-    "  -s                    strict: sizes, and what is allocated, must be the\n"
-    "                        same, too\n"
+    "  -s                    strict: sizes, and what is allocated, must be\n"
+    "                        the same, too\n"
     IMG_HELP_SHARE
     IMG_HELP_FILES
     "  --data-file2=FILE     the second image's external data file\n"

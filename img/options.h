@@ -35,15 +35,15 @@ enum img_shared {
 #define IMG_HELP_OUTPUT \
   "  --output=human|json   for people (default) or for programs\n"
 #define IMG_HELP_SHARE \
-  "  -U, --force-share     open images even if they are in use; what is read\n" \
-  "                        may then be inconsistent\n"
+  "  -U, --force-share     open images even if they are in use; what is\n" \
+  "                        read may then be inconsistent\n"
 #define IMG_HELP_PROGRESS \
   "  -p                    show progress\n"
 #define IMG_HELP_QUIET \
   "  -q                    print nothing but errors\n"
 #define IMG_HELP_SRC_CACHE \
-  "  -T CACHE              writeback (default), writethrough or unsafe, which\n" \
-  "                        are the same for reading\n"
+  "  -T CACHE              writeback (default), writethrough or unsafe,\n" \
+  "                        which are the same for reading\n"
 #define IMG_HELP_FILES \
   "  --allow-dir=DIR|none  the image may name files in DIR\n" \
   "  --data-file=FILE      the image's external data file\n" \
