@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# Builds libqcow2.a (the engine, qcow2/) and nbdkit-qcow2-plugin.so, installs
-# and tests them.  `make help` lists what there is to make.
+# Builds libqcow2.a (the engine, qcow2/), nbdkit-qcow2-plugin.so and qcow2-img,
+# installs and tests them.  `make help` lists what there is to make.
 #
 # Objects of different compilers or flags never meet: each VARIANT has its
 # own build directory, and every object depends on a record of the command
@@ -15,18 +15,19 @@ WERROR  = $(if $(wildcard .git),1,0)
 V       = 0
 Q       = $(if $(filter 0,$(V)),@)
 
-# The default variant is built in build/ and its plugin put at the top;
+# The default variant is built in build/, its plugin and tool put at the top;
 # every other one lives in build/VARIANT alone.
 VARIANT =
 BUILD   = build$(if $(VARIANT),/$(VARIANT))
 NAME    := nbdkit-qcow2-plugin
 PLUGIN  := $(if $(filter-out build,$(BUILD)),$(BUILD)/)$(NAME).so
+IMG     := $(if $(filter-out build,$(BUILD)),$(BUILD)/)qcow2-img
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SUFFIXES:
-.PHONY: FORCE help all plugin test-programs bench-programs \
+.PHONY: FORCE help all plugin tool test-programs bench-programs \
 	install uninstall clean deps demo serve bench check run-tests \
 	check-sanitize check-thread check-valgrind fuzz soak
 
@@ -71,29 +72,35 @@ LINK      = $(CC) -pthread $(CFLAGS) $(SANITIZE) $(LDFLAGS)
 
 LIB_SRC     := $(wildcard qcow2/*.c)
 PLUGIN_SRC  := $(wildcard plugin.c plugin-*.c)
+IMG_SRC     := $(wildcard img/*.c)
 TEST_SRC    := $(wildcard tests/test-*.c)
 PRELOAD_SRC := $(wildcard tests/preload-*.c)
 BENCH_SRC   := $(wildcard bench/*.c)
 HELP_SRC    := $(filter-out $(TEST_SRC) $(PRELOAD_SRC),$(wildcard tests/*.c))
 
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
-OBJECTS := $(call objects,$(LIB_SRC) $(PLUGIN_SRC) $(TEST_SRC) $(HELP_SRC) \
-	   $(BENCH_SRC))
+OBJECTS := $(call objects,$(LIB_SRC) $(PLUGIN_SRC) $(IMG_SRC) $(TEST_SRC) \
+	   $(HELP_SRC) $(BENCH_SRC))
 TESTS_BUILT := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC)) \
 	       $(patsubst %.c,$(BUILD)/%.so,$(PRELOAD_SRC))
 BENCHES_BUILT := $(patsubst %.c,$(BUILD)/%,$(BENCH_SRC))
 MANUALS := $(patsubst %.pod,$(BUILD)/%.1,$(wildcard *.pod))
 
-all: plugin $(MANUALS)
+all: plugin tool $(MANUALS)
 
 plugin: $(PLUGIN)
+tool: $(IMG)
 test-programs: $(TESTS_BUILT)
 bench-programs: $(BENCHES_BUILT)
-plugin test-programs bench-programs: ; @:
+plugin tool test-programs bench-programs: ; @:
 
 $(PLUGIN): $(call objects,$(PLUGIN_SRC)) $(BUILD)/libqcow2.a
 	@echo "  LINK  $@"
 	$(Q)$(LINK) -shared -o $@ $^ $(LIB_LIBS) $(LIBS)
+
+$(IMG): $(call objects,$(IMG_SRC)) $(BUILD)/libqcow2.a
+	@echo "  LINK  $@"
+	$(Q)$(LINK) -o $@ $^ $(LIB_LIBS) $(LIBS)
 
 $(BUILD)/libqcow2.a: $(call objects,$(LIB_SRC))
 $(BUILD)/tests/libtesthelp.a: $(call objects,$(HELP_SRC))
@@ -134,7 +141,7 @@ $(BUILD)/%.1: %.pod $(BUILD)/flags
 
 # Rewritten only when what they record has changed.
 $(BUILD)/flags:   export RECORD = $(COMPILE) : $(LINK) : $(LIB_LIBS) $(LIBS)
-$(BUILD)/sources: export RECORD = $(LIB_SRC) : $(PLUGIN_SRC) : $(HELP_SRC)
+$(BUILD)/sources: export RECORD = $(LIB_SRC) : $(PLUGIN_SRC) : $(IMG_SRC) : $(HELP_SRC)
 $(BUILD)/flags $(BUILD)/sources: FORCE
 	$(if $(MISSING),@echo "Missing: $(MISSING)." \
 	    "\`make deps' installs or lists what is needed." >&2; exit 1)
@@ -154,19 +161,25 @@ plugindir := $(shell $(PKG_CONFIG) --variable=plugindir nbdkit 2>/dev/null)
 else
 plugindir := $(prefix)/lib/nbdkit/plugins
 endif
+bindir = $(prefix)/bin
 mandir = $(prefix)/share/man
+completiondir = $(prefix)/share/bash-completion/completions
 MANUALS_INSTALLED = $(addprefix $(DESTDIR)$(mandir)/man1/,$(notdir $(MANUALS)))
 
 install: all
-	install -d '$(DESTDIR)$(plugindir)' '$(DESTDIR)$(mandir)/man1'
+	install -d '$(DESTDIR)$(plugindir)' '$(DESTDIR)$(mandir)/man1' \
+	    '$(DESTDIR)$(bindir)' '$(DESTDIR)$(completiondir)'
 	install -m 0755 $(PLUGIN) '$(DESTDIR)$(plugindir)'
+	install -m 0755 $(IMG) '$(DESTDIR)$(bindir)'
+	install -m 0644 img/bash-completion '$(DESTDIR)$(completiondir)/qcow2-img'
 	$(if $(MANUALS),install -m 0644 $(MANUALS) '$(DESTDIR)$(mandir)/man1')
 
 uninstall:
-	rm -f '$(DESTDIR)$(plugindir)/$(NAME).so' $(MANUALS_INSTALLED)
+	rm -f '$(DESTDIR)$(plugindir)/$(NAME).so' $(MANUALS_INSTALLED) \
+	    '$(DESTDIR)$(bindir)/qcow2-img' '$(DESTDIR)$(completiondir)/qcow2-img'
 
 clean:
-	rm -rf build $(NAME).so
+	rm -rf build $(NAME).so qcow2-img
 
 # ---- using ----------------------------------------------------------------
 
@@ -196,21 +209,23 @@ TESTS =
 SHORT =
 SANITIZE_SHORT := test-backing-name test-bad-entry test-bad-header test-chain \
 	test-cluster-cache test-codec test-fuzz test-open-faults \
-	test-read-threads test-slice-cache extents plugin
+	test-read-threads test-slice-cache extents plugin img-compare img-map
 VALGRIND_SHORT := test-backing-name test-bad-header test-chain test-codec \
 	test-cluster-cache test-open-faults test-read-threads \
 	test-slice-cache big-offsets
 
 # What a sanitizer can see: the engine's test programs, and the tests that
-# start a server with tests/lib.bash.
+# start a server with tests/lib.bash, or run qcow2-img.
 C_TESTS      := $(notdir $(TEST_SRC:.c=))
 SERVER_TESTS := $(notdir $(basename \
 	$(shell grep -ls start_nbdkit tests/*.bats 2>/dev/null)))
+TOOL_TESTS   := $(notdir $(basename $(wildcard tests/img*.bats)))
 # The one that runs its servers under valgrind, too.
 VALGRIND_SERVER_TEST := extents
 
 chosen = $(strip $(or $(TESTS),$(if $(SHORT),$(1)),$(2)))
-sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS))
+sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS) \
+	$(TOOL_TESTS))
 valgrind_tests  = $(call chosen,$(VALGRIND_SHORT),$(C_TESTS) \
 	$(VALGRIND_SERVER_TEST))
 
@@ -222,11 +237,11 @@ run-tests:
 	@BUILD_DIR='$(BUILD)' QCOW2_PLUGIN='$(PLUGIN)' tests/run $(strip $(TESTS))
 
 check-sanitize: deps
-	@$(SUBMAKE) VARIANT=asan plugin test-programs
+	@$(SUBMAKE) VARIANT=asan plugin tool test-programs
 	@BUILD_DIR=build/asan tests/run --asan $(sanitized_tests)
 
 check-thread: deps
-	@$(SUBMAKE) VARIANT=tsan plugin test-programs
+	@$(SUBMAKE) VARIANT=tsan plugin tool test-programs
 	@BUILD_DIR=build/tsan tests/run --tsan $(sanitized_tests)
 
 check-valgrind: deps
@@ -257,8 +272,8 @@ soak: deps
 	    TESTS='$(or $(TESTS),write-model race write power-failure guest)'
 
 help:
-	@echo "make                 build $(NAME).so"
-	@echo "make install         [DESTDIR= prefix= plugindir= mandir=]; uninstall"
+	@echo "make                 build $(NAME).so and qcow2-img"
+	@echo "make install         [DESTDIR= prefix= plugindir= bindir= mandir=]; uninstall"
 	@echo "make deps            install or list what building and testing need"
 	@echo "make demo            [IMAGE=disk.qcow2 PARAMS=\"allow-dir=DIR\"]"
 	@echo "make serve           IMAGE=disk.qcow2 [PARAMS=...]: serve until Ctrl-C"

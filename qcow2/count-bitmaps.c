@@ -36,8 +36,8 @@ static int
 count_bitmap (const struct ref_counter *c, const struct disk_bitmap *d,
               const struct ref_place *at)
 {
-  uint64_t offset = be64toh (d->table_offset);
-  uint64_t nr = be32toh (d->table_size);
+  uint64_t offset = be64toh (d->bitmap_table_offset);
+  uint64_t nr = be32toh (d->bitmap_table_size);
   bool good;
   int r;
 

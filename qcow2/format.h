@@ -129,10 +129,11 @@ struct disk_bitmaps {
 
 static_assert (sizeof (struct disk_bitmaps) == 24, "bitmaps size");
 
-/* "Bitmap directory": an entry. */
+/*----- "Bitmap directory" -----*/
+
 struct disk_bitmap {
-  uint64_t table_offset;
-  uint32_t table_size;          /* in entries */
+  uint64_t bitmap_table_offset;
+  uint32_t bitmap_table_size;   /* in entries */
   uint32_t flags;
   uint8_t type;
   uint8_t granularity_bits;
@@ -141,7 +142,17 @@ struct disk_bitmap {
   /* Then the extra data, the name, and padding to 8 bytes. */
 } __attribute__ ((__packed__));
 
-static_assert (sizeof (struct disk_bitmap) == 24, "bitmap entry size");
+static_assert (sizeof (struct disk_bitmap) == 24, "bitmap size");
+
+#define BITMAP_IN_USE      (UINT32_C (1) << 0)
+#define BITMAP_AUTO        (UINT32_C (1) << 1)
+#define BITMAP_FLAGS_KNOWN UINT32_C (3)
+
+#define BITMAP_TYPE_DIRTY 1
+
+#define MAX_BITMAP_NAME_BYTES 1023
+#define MIN_BITMAP_GRANULARITY_BITS 9
+#define MAX_BITMAP_GRANULARITY_BITS 31
 
 /*----- "Snapshots" -----*/
 

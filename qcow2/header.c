@@ -330,7 +330,7 @@ read_additional_fields (const uint8_t *cluster, struct header *h,
 /* CLUSTER holds the first cluster, or what there is of it. */
 static int
 parse_cluster (const uint8_t *cluster, size_t cluster_bytes,
-               uint64_t file_bytes, struct header *h,
+               uint64_t file_bytes, bool encrypted_too, struct header *h,
                struct qcow2_error *error)
 {
   const struct disk_header *d = (const struct disk_header *) cluster;
@@ -349,9 +349,11 @@ parse_cluster (const uint8_t *cluster, size_t cluster_bytes,
   r = read_backing_name (d, cluster, cluster_bytes, h, error);
   if (r < 0)
     return r;
-  r = check_crypt_method (h, error);
-  if (r < 0)
-    return r;
+  if (!encrypted_too || h->crypt_method > CRYPT_LUKS) {
+    r = check_crypt_method (h, error);
+    if (r < 0)
+      return r;
+  }
   r = check_features (h, error);
   if (r < 0)
     return r;
@@ -389,8 +391,8 @@ read_fixed (struct qcow2_storage *s, uint64_t file_bytes, struct header *h,
   return check_geometry (h, file_bytes, error);
 }
 
-int
-header_read (struct qcow2_storage *s, struct header *h,
+static int
+read_header (struct qcow2_storage *s, bool encrypted_too, struct header *h,
              struct qcow2_error *error)
 {
   int64_t file_bytes = qcow2_storage_size (s);
@@ -420,12 +422,26 @@ header_read (struct qcow2_storage *s, struct header *h,
   if (r < 0)
     qcow2_error_set (error, -r, "can't read the header: %s", strerror (-r));
   else
-    r = parse_cluster (cluster, cluster_bytes, (uint64_t) file_bytes, h,
-                       error);
+    r = parse_cluster (cluster, cluster_bytes, (uint64_t) file_bytes,
+                       encrypted_too, h, error);
   free (cluster);
   if (r < 0)
     header_clear (h);
   return r;
+}
+
+int
+header_read (struct qcow2_storage *s, struct header *h,
+             struct qcow2_error *error)
+{
+  return read_header (s, false, h, error);
+}
+
+int
+header_read_encrypted (struct qcow2_storage *s, struct header *h,
+                       struct qcow2_error *error)
+{
+  return read_header (s, true, h, error);
 }
 
 void

@@ -71,6 +71,12 @@ struct header {
 extern int header_read (struct qcow2_storage *s, struct header *h,
                         struct qcow2_error *error);
 
+/* The same for an image that may be encrypted, which header_read refuses:
+ * for who does not want to read its disk.
+ */
+extern int header_read_encrypted (struct qcow2_storage *s, struct header *h,
+                                  struct qcow2_error *error);
+
 /* Free what the members point to, not H. */
 extern void header_clear (struct header *h);
 

@@ -82,6 +82,22 @@ extern void image_set_size (struct qcow2 *image, uint64_t size_bytes);
 /* Is any view open? */
 extern bool image_has_views (struct qcow2 *image);
 
+struct backing_name;
+
+/* Is qcow2_options.format raw?  -ENOTSUP for others than raw and qcow2. */
+extern int image_format (const char *format, bool *is_raw,
+                         struct qcow2_error *error);
+
+/* The format of the backing file NAME of the image FILENAME: the header
+ * knows it, or a json: name, or the operator.  -EINVAL if nobody does,
+ * -ENOTSUP for others than raw and qcow2.
+ */
+extern int image_backing_format (const struct qcow2_options *options,
+                                 const char *filename,
+                                 const struct header *header,
+                                 const struct backing_name *name,
+                                 bool *is_raw, struct qcow2_error *error);
+
 /* Free the views that are still open. */
 extern void view_free_all (struct qcow2 *image);
 

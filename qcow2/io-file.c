@@ -100,6 +100,16 @@ io_file_size (struct qcow2_storage *s)
   return st.st_size;
 }
 
+static int64_t
+io_file_disk_bytes (struct qcow2_storage *s)
+{
+  struct stat st;
+
+  if (fstat (io_file_of (s)->fd, &st) == -1)
+    return -errno;
+  return (int64_t) st.st_blocks * 512;
+}
+
 /* How much known data there is from OFFSET on. */
 static uint64_t
 known_data_bytes (struct io_file *file, uint64_t offset)
@@ -456,6 +466,7 @@ static const struct qcow2_storage_ops read_only_ops = {
   .pread = io_file_pread,
   .size = io_file_size,
   .hole = io_file_hole,
+  .disk_bytes = io_file_disk_bytes,
   .prefetch = io_file_prefetch,
   .close = io_file_close,
 };
@@ -464,6 +475,7 @@ static const struct qcow2_storage_ops writable_ops = {
   .pread = io_file_pread,
   .size = io_file_size,
   .hole = io_file_hole,
+  .disk_bytes = io_file_disk_bytes,
   .prefetch = io_file_prefetch,
   .pwritev = io_file_pwritev,
   .flush = io_file_flush,

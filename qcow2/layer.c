@@ -120,5 +120,6 @@ layer_free (struct layer *l)
   header_clear (&l->header);
   free ((void *) l->l1.entries);
   free (l->filename);
+  free (l->data_filename);
   free (l);
 }

@@ -25,6 +25,8 @@ struct l1_table {
 
 struct guard;
 
+enum layer_sparse { LAYER_SPARSE_UNKNOWN, LAYER_NOT_SPARSE, LAYER_SPARSE };
+
 struct layer {
   unsigned index;               /* in the chain: 0 is the top image */
   char *filename;               /* as opened */
@@ -37,6 +39,7 @@ struct layer {
   bool external_data;           /* guest clusters lie in DATA */
   struct qcow2_storage *file;
   struct qcow2_storage *data;   /* == FILE where there is no data file */
+  char *data_filename;          /* of an external data file, as opened */
   uint64_t size_bytes;          /* virtual size */
 
   /* Of a qcow2 image only. */
@@ -47,6 +50,7 @@ struct layer {
   uint32_t slice_bytes;         /* min (4 KiB, cluster size) */
   unsigned unit_bits;           /* log2 of the cluster or subcluster size */
   unsigned l2_entry_bits;       /* log2 of an L2 entry's bytes */
+  _Atomic enum layer_sparse sparse; /* see sparse-clusters.h */
 };
 
 /* Read the header and the active L1 table of l->file; l->filename and

@@ -27,6 +27,7 @@ struct opening {
   struct named_file_rule *rule; /* made of the top image */
   struct qcow2 *image;
   bool writable;                /* the top image and its data file */
+  bool is_raw;                  /* the top image */
   struct qcow2_error *error;
 };
 
@@ -151,7 +152,7 @@ open_data_file (struct opening *o, struct layer *l)
   const char *by_operator = l->index == 0 ? o->options->data_file : NULL;
   bool writable = l->index == 0 && o->writable;
   char *filename = NULL;
-  int fd, r;
+  int fd;
 
   l->data = l->file;
   if (!l->external_data) {
@@ -171,10 +172,15 @@ open_data_file (struct opening *o, struct layer *l)
     fd = open_named_data_file (o, l, writable, &filename);
   if (fd < 0)
     return fd;
-  r = storage_of_fd (o, fd, by_operator ? by_operator : filename,
-                     QCOW2_STORAGE_DATA, writable, &l->data);
-  free (filename);
-  return r;
+  if (by_operator)
+    filename = strdup (by_operator);
+  if (!filename) {
+    close (fd);
+    return qcow2_error_set (o->error, ENOMEM, "out of memory");
+  }
+  l->data_filename = filename;
+  return storage_of_fd (o, fd, filename, QCOW2_STORAGE_DATA, writable,
+                        &l->data);
 }
 
 /*----- Layers -----*/
@@ -220,30 +226,31 @@ add_layer (struct opening *o, int fd, const char *filename, bool is_raw)
   return 0;
 }
 
-/* The header knows the format, or a json: name, or the operator. */
-static int
-backing_format (struct opening *o, const struct layer *l,
-                const struct backing_name *name, bool *is_raw)
+int
+image_backing_format (const struct qcow2_options *options,
+                      const char *filename, const struct header *header,
+                      const struct backing_name *name, bool *is_raw,
+                      struct qcow2_error *error)
 {
-  const char *format = l->header.backing_format;
+  const char *format = header->backing_format;
 
   if (!format || format[0] == '\0')
     format = name->format;
   if (!format)
-    format = o->options->backing_format;
+    format = options->backing_format;
   if (!format)
-    return qcow2_error_set (o->error, EINVAL,
+    return qcow2_error_set (error, EINVAL,
                             "%s: the image does not tell the format of its "
                             "backing file \"%s\", and formats are never "
                             "guessed; use backing-format=qcow2 or "
-                            "backing-format=raw", l->filename, name->path);
+                            "backing-format=raw", filename, name->path);
 
   *is_raw = strcmp (format, "raw") == 0 || strcmp (format, "file") == 0 ||
     strcmp (format, "host_device") == 0;
   if (!*is_raw && strcmp (format, "qcow2") != 0)
-    return qcow2_error_set (o->error, ENOTSUP,
+    return qcow2_error_set (error, ENOTSUP,
                             "%s: backing file format \"%s\" is not "
-                            "supported, only qcow2 and raw are", l->filename,
+                            "supported, only qcow2 and raw are", filename,
                             format);
   return 0;
 }
@@ -267,7 +274,8 @@ add_backing_layer (struct opening *o)
     qcow2_error_prefix (o->error, "%s: backing file: ", l->filename);
     return r;
   }
-  r = backing_format (o, l, &name, &is_raw);
+  r = image_backing_format (o->options, l->filename, &l->header, &name,
+                            &is_raw, o->error);
   if (r == 0) {
     fd = r = named_file_open (o->rule, NAMED_FILE_BACKING, name.path,
                               false, o->error);
@@ -298,7 +306,7 @@ open_top (struct opening *o, const char *filename)
     close (fd);
     return r;
   }
-  return add_layer (o, fd, filename, false);
+  return add_layer (o, fd, filename, o->is_raw);
 }
 
 /* Where the image or its data file can't be written, both are opened as
@@ -432,6 +440,7 @@ keep_options (struct qcow2 *image, const struct qcow2_options *options)
 {
   image->data_file_given = options->data_file != NULL;
   image->options = *options;
+  image->options.format = NULL;
   image->options.backing_format = NULL;
   image->options.data_file = NULL;
   image->options.allow_dirs = NULL;
@@ -439,15 +448,30 @@ keep_options (struct qcow2 *image, const struct qcow2_options *options)
 }
 
 int
+image_format (const char *format, bool *is_raw, struct qcow2_error *error)
+{
+  *is_raw = format && strcmp (format, "raw") == 0;
+  if (format && !*is_raw && strcmp (format, "qcow2") != 0)
+    return qcow2_error_set (error, ENOTSUP,
+                            "the format \"%s\" is not supported, only qcow2 "
+                            "and raw are", format);
+  return 0;
+}
+
+int
 qcow2_open (const char *filename, const struct qcow2_options *options,
             struct qcow2 **image, struct qcow2_error *error)
 {
   struct opening o = {
-    .options = options, .writable = options->writable, .error = error,
+    .options = options, .error = error,
   };
   int r;
 
   *image = NULL;
+  r = image_format (options->format, &o.is_raw, error);
+  if (r < 0)
+    return r;
+  o.writable = options->writable && !o.is_raw;
   if (options->max_chain_depth > QCOW2_MAX_CHAIN_DEPTH)
     return qcow2_error_set (error, EINVAL,
                             "the limit for the backing chain may be at most "
@@ -522,6 +546,12 @@ qcow2_close (struct qcow2 *image)
   gate_destroy (&image->gate);
   free (image);
   return r;
+}
+
+bool
+qcow2_is_raw (const struct qcow2 *image)
+{
+  return image->chain.layers[0]->is_raw;
 }
 
 uint64_t

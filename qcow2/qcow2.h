@@ -62,6 +62,12 @@ enum qcow2_detect_zeroes {
 };
 
 struct qcow2_options {
+  /* The format of the top image: "raw", or "qcow2", which NULL means.  A
+   * raw image has neither snapshots nor a backing file, and is opened
+   * for reading only.
+   */
+  const char *format;
+
   /* The format of backing files for which the header names none:
    * "qcow2", "raw", or NULL, in which case such an image is refused.
    */
@@ -172,7 +178,10 @@ extern int qcow2_reopen (struct qcow2 *image, struct qcow2_error *error);
 
 /*----- Facts about an open image -----*/
 
+/* 1 for a raw image, which has no clusters. */
 extern uint64_t qcow2_cluster_size (const struct qcow2 *image);
+
+extern bool qcow2_is_raw (const struct qcow2 *image);
 
 /* What is built in, for --dump-plugin: each call gives the next pair,
  * from *POS == 0 on; false at the end.
@@ -190,7 +199,11 @@ struct qcow2_snapshot_info {
   uint32_t date_sec;            /* Unix time */
   uint32_t date_nsec;
   uint64_t vm_clock_nsec;       /* guest time since it was started */
+  uint64_t icount;              /* instructions executed until then, or
+                                   QCOW2_NO_ICOUNT */
 };
+
+#define QCOW2_NO_ICOUNT UINT64_MAX
 
 extern size_t qcow2_nr_snapshots (const struct qcow2 *image);
 
@@ -203,6 +216,86 @@ extern void qcow2_snapshot_get (const struct qcow2 *image, size_t index,
  */
 extern int qcow2_snapshot_find (const struct qcow2 *image,
                                 const char *id_or_name);
+
+/*----- What an image says about itself -----*/
+
+struct qcow2_bitmap_info {
+  const char *name;
+  uint64_t granularity_bytes;
+  bool in_use;                  /* or was not closed properly */
+  bool automatic;               /* enabled when the image is opened */
+};
+
+#define QCOW2_LUKS_SLOTS 8
+
+/* From a LUKS header.  Strings are not trusted, and may be any bytes. */
+struct qcow2_luks_info {
+  char cipher[33];              /* "aes" */
+  char mode[33];                /* "xts-plain64" */
+  char hash[33];
+  char uuid[41];
+  uint32_t key_bytes;
+  uint64_t payload_offset;      /* bytes */
+  uint32_t master_key_iterations;
+  struct {
+    bool active;
+    uint32_t iterations;
+    uint64_t key_offset;        /* bytes */
+    uint32_t stripes;
+  } slots[QCOW2_LUKS_SLOTS];
+};
+
+enum qcow2_encryption {
+  QCOW2_ENCRYPTION_NONE,
+  QCOW2_ENCRYPTION_AES,         /* QEMU's old method */
+  QCOW2_ENCRYPTION_LUKS,
+};
+
+/* Header, snapshots and bitmaps of one file.  Strings may be NULL. */
+struct qcow2_info {
+  const char *filename;         /* as opened */
+  bool is_raw;
+  uint64_t size_bytes;          /* of the disk */
+  int64_t disk_bytes;           /* that the file takes on its host; -1: not
+                                   known */
+  struct qcow2_info *backing;   /* if it was asked for */
+
+  /* Of qcow2 images. */
+  unsigned version;             /* 2 or 3 */
+  uint64_t cluster_bytes;
+  unsigned refcount_bits;
+  const char *compression;      /* "zlib", "zstd" */
+  bool dirty, corrupt, lazy_refcounts, extended_l2;
+  enum qcow2_encryption encryption;
+  struct qcow2_luks_info luks;  /* with QCOW2_ENCRYPTION_LUKS */
+
+  const char *backing_name;     /* as it stands in the image */
+  const char *backing_filename; /* from here; NULL where that is not known:
+                                   the name is no path */
+  const char *backing_format;
+  const char *data_file;
+  bool external_data, data_file_raw;
+
+  const struct qcow2_snapshot_info *snapshots;
+  size_t nr_snapshots;
+  const struct qcow2_bitmap_info *bitmaps;
+  size_t nr_bitmaps;
+};
+
+/* Read what the image FILENAME says about itself, encrypted or not.  No
+ * data file is opened, and backing files only with CHAIN, each under the
+ * rules of qcow2_open.  Of OPTIONS only what is about opening files for
+ * reading counts.  Memory is bounded by the sizes of the snapshot table and
+ * the bitmap directory in each file.  The caller frees *INFO; errors are
+ * those of qcow2_open.
+ */
+extern int qcow2_info_read (const char *filename,
+                            const struct qcow2_options *options, bool chain,
+                            struct qcow2_info **info,
+                            struct qcow2_error *error);
+
+/* With those of the backing files.  INFO may be NULL. */
+extern void qcow2_info_free (struct qcow2_info *info);
 
 /*----- Views -----*/
 
@@ -252,11 +345,75 @@ typedef int qcow2_extent_fn (void *opaque, enum qcow2_extent type,
 extern int qcow2_extents (struct qcow2_view *view, uint64_t count,
                           uint64_t offset, qcow2_extent_fn *fn, void *opaque);
 
+/* What a range is made of, and where. */
+struct qcow2_map_extent {
+  uint64_t offset;
+  uint64_t count;
+  unsigned depth;               /* in the chain, 0 is the top */
+  bool present;                 /* mapped by the file at that depth; if
+                                   not, nothing below holds it, either */
+  bool data;                    /* mapped to data */
+  bool zero;                    /* reads as zeros; with DATA: since the file
+                                   has a hole there */
+  bool compressed;
+  const char *filename;         /* that has space for it; NULL: none, or
+                                   compressed */
+  uint64_t host_offset;         /* in that file */
+};
+
+/* Called with ascending, adjacent, merged extents; a result other than
+ * 0 ends the walk.  EXTENT lives only as long as the call, its filename
+ * as long as the image.
+ */
+typedef int qcow2_map_fn (void *opaque,
+                          const struct qcow2_map_extent *extent);
+
+/* Tell FN how the range is mapped along the whole chain: all of it, unlike
+ * qcow2_extents, and with more detail, as QEMU tells it: holes in a file
+ * count only in a raw one, and in an image whose clusters were allocated
+ * beforehand.  The last 512 bytes of a raw disk may lie past its end.
+ * Returns 0, the callback's result, or a negative errno; FN has been told of
+ * all that comes before the error then.
+ */
+extern int qcow2_map (struct qcow2_view *view, uint64_t count,
+                      uint64_t offset, qcow2_map_fn *fn, void *opaque);
+
 /* Load the range into the caches, as far as they reach, and tell the
  * operating system that it will be read.
  */
 extern int qcow2_prefetch (struct qcow2_view *view, uint64_t count,
                            uint64_t offset);
+
+/*----- Measuring -----*/
+
+/* What a new qcow2 image is to be like. */
+struct qcow2_measure_options {
+  uint64_t cluster_bytes;       /* 512 to 2 MiB */
+  unsigned refcount_bits;       /* 1 to 64 */
+  bool extended_l2;
+  bool all_data;                /* space for the whole disk is taken at once */
+};
+
+struct qcow2_measure {
+  uint64_t required_bytes;      /* of the file, at first */
+  uint64_t fully_allocated_bytes; /* when all of the disk is written */
+};
+
+/* How large will an image for a disk of SIZE_BYTES be, if it holds what
+ * VIEW, which has that size, reads as something else than zeros?  NULL: an
+ * empty disk.  The numbers are upper bounds, those of QEMU.  -EFBIG for what
+ * the format can't hold; errors of qcow2_map.
+ */
+extern int qcow2_measure (struct qcow2_view *view, uint64_t size_bytes,
+                          const struct qcow2_measure_options *options,
+                          struct qcow2_measure *measure,
+                          struct qcow2_error *error);
+
+/* How much the bitmaps of an image for a disk of SIZE_BYTES add, if they
+ * are copied to one with clusters of CLUSTER_BYTES.
+ */
+extern uint64_t qcow2_measure_bitmaps (const struct qcow2_info *info,
+                                       uint64_t cluster_bytes);
 
 /*----- Writing -----*/
 

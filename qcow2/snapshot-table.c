@@ -82,11 +82,14 @@ decode (const struct disk_snapshot *d, const struct disk_snapshot_extra *x,
   sn->vm_clock_nsec = be64toh (d->vm_clock_nsec);
   sn->vm_state_bytes = be32toh (d->vm_state_size);
   sn->disk_size_bytes = h->size_bytes;
+  sn->icount = QCOW2_NO_ICOUNT;
 
   if (extra_bytes >= offsetof (struct disk_snapshot_extra, disk_size))
     sn->vm_state_bytes = be64toh (x->vm_state_size);
   if (extra_bytes >= offsetof (struct disk_snapshot_extra, icount))
     sn->disk_size_bytes = be64toh (x->disk_size);
+  if (extra_bytes >= sizeof *x)
+    sn->icount = be64toh (x->icount);
 }
 
 static int
@@ -180,6 +183,22 @@ snapshot_table_read (struct qcow2_storage *s, const struct header *h,
   }
   table->table_bytes = c.end - h->snapshots_offset;
   return 0;
+}
+
+void
+snapshot_table_describe (const struct snapshot_table *table, size_t index,
+                         struct qcow2_snapshot_info *info)
+{
+  const struct snapshot *sn = &table->snapshots[index];
+
+  info->id = sn->id;
+  info->name = sn->name;
+  info->disk_size_bytes = sn->disk_size_bytes;
+  info->vm_state_bytes = sn->vm_state_bytes;
+  info->date_sec = sn->date_sec;
+  info->date_nsec = sn->date_nsec;
+  info->vm_clock_nsec = sn->vm_clock_nsec;
+  info->icount = sn->icount;
 }
 
 void

@@ -10,6 +10,7 @@
 
 #include "error.h"
 #include "header.h"
+#include "qcow2.h"
 #include "storage.h"
 
 struct snapshot {
@@ -22,6 +23,7 @@ struct snapshot {
   uint64_t vm_clock_nsec;
   uint64_t vm_state_bytes;
   uint64_t disk_size_bytes;     /* the image's own where none is stored */
+  uint64_t icount;              /* QCOW2_NO_ICOUNT where none is stored */
 };
 
 struct snapshot_table {
@@ -39,6 +41,11 @@ extern int snapshot_table_read (struct qcow2_storage *s,
                                 const struct header *h,
                                 struct snapshot_table *table,
                                 struct qcow2_error *error);
+
+/* Describe entry INDEX.  Strings live as long as the table. */
+extern void snapshot_table_describe (const struct snapshot_table *table,
+                                     size_t index,
+                                     struct qcow2_snapshot_info *info);
 
 /* Free the entries, not TABLE. */
 extern void snapshot_table_clear (struct snapshot_table *table);

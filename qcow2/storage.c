@@ -117,6 +117,12 @@ qcow2_storage_hole (struct qcow2_storage *s, uint64_t offset,
   return s->ops->hole (s, offset, hole, length_bytes);
 }
 
+int64_t
+qcow2_storage_disk_bytes (struct qcow2_storage *s)
+{
+  return s->ops->disk_bytes ? s->ops->disk_bytes (s) : -EOPNOTSUPP;
+}
+
 void
 qcow2_storage_prefetch (struct qcow2_storage *s, uint64_t offset,
                         uint64_t count)

@@ -40,6 +40,11 @@ struct qcow2_storage_ops {
   int (*hole) (struct qcow2_storage *s, uint64_t offset,
                bool *hole, uint64_t *length_bytes);
 
+  /* How much space the storage takes on its host.  May be NULL: not
+   * known.
+   */
+  int64_t (*disk_bytes) (struct qcow2_storage *s);
+
   /* Advice that the range will be read soon.  May be NULL. */
   void (*prefetch) (struct qcow2_storage *s, uint64_t offset,
                     uint64_t count);
@@ -116,6 +121,11 @@ extern int64_t qcow2_storage_size (struct qcow2_storage *s);
  */
 extern int qcow2_storage_hole (struct qcow2_storage *s, uint64_t offset,
                                bool *hole, uint64_t *length_bytes);
+
+/* How much space the storage takes on its host; -EOPNOTSUPP where that is
+ * not known.
+ */
+extern int64_t qcow2_storage_disk_bytes (struct qcow2_storage *s);
 
 extern void qcow2_storage_prefetch (struct qcow2_storage *s, uint64_t offset,
                                     uint64_t count);

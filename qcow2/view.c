@@ -210,15 +210,7 @@ void
 qcow2_snapshot_get (const struct qcow2 *image, size_t index,
                     struct qcow2_snapshot_info *info)
 {
-  const struct snapshot *sn = &image->snapshots.snapshots[index];
-
-  info->id = sn->id;
-  info->name = sn->name;
-  info->disk_size_bytes = sn->disk_size_bytes;
-  info->vm_state_bytes = sn->vm_state_bytes;
-  info->date_sec = sn->date_sec;
-  info->date_nsec = sn->date_nsec;
-  info->vm_clock_nsec = sn->vm_clock_nsec;
+  snapshot_table_describe (&image->snapshots, index, info);
 }
 
 int

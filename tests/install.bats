@@ -11,7 +11,8 @@ setup_file ()
     COPY=$(mktemp -d "${TMPDIR:-/tmp}/copy.XXXXXX")
     export COPY
     export CFLAGS=-O1
-    tar -C "$TOP" --exclude=./.git --exclude=./build --exclude='*.so' -cf - . |
+    tar -C "$TOP" --exclude=./.git --exclude=./build --exclude='*.so' \
+        --exclude=./qcow2-img -cf - . |
         tar -C "$COPY" -xf -
     make -C "$COPY" -j2 > "$COPY.log" 2>&1 || { cat "$COPY.log"; return 1; }
 }
@@ -45,7 +46,7 @@ dump_plugin ()
     nbdkit --dump-plugin "$COPY/nbdkit-qcow2-plugin.so"
 }
 
-@test "install: DESTDIR gets the plugin and its manual, and nothing else" {
+@test "install: DESTDIR gets plugin, tool and manuals, and nothing else" {
     plugindir=$(pkg-config --variable=plugindir nbdkit)
     prefix=$(pkg-config --variable=prefix nbdkit)
 
@@ -53,11 +54,15 @@ dump_plugin ()
     run files_in root
     [ "$output" = "$(sort <<END
 .$plugindir/nbdkit-qcow2-plugin.so
+.$prefix/bin/qcow2-img
+.$prefix/share/bash-completion/completions/qcow2-img
 .$prefix/share/man/man1/nbdkit-qcow2-plugin.1
+.$prefix/share/man/man1/qcow2-img.1
 END
 )" ]
     nbdkit --dump-plugin "root$plugindir/nbdkit-qcow2-plugin.so" > dump
     grep -x 'name=qcow2' dump
+    "root$prefix/bin/qcow2-img" --version
 
     make_quietly uninstall DESTDIR="$TEST_DIR/root"
     [ -z "$(files_in root)" ]
@@ -66,8 +71,11 @@ END
 @test "install: prefix= puts everything below it" {
     make_quietly install DESTDIR="$TEST_DIR/root" prefix=/opt/qcow2
     run files_in root
-    [ "$output" = "./opt/qcow2/lib/nbdkit/plugins/nbdkit-qcow2-plugin.so
-./opt/qcow2/share/man/man1/nbdkit-qcow2-plugin.1" ]
+    [ "$output" = "./opt/qcow2/bin/qcow2-img
+./opt/qcow2/lib/nbdkit/plugins/nbdkit-qcow2-plugin.so
+./opt/qcow2/share/bash-completion/completions/qcow2-img
+./opt/qcow2/share/man/man1/nbdkit-qcow2-plugin.1
+./opt/qcow2/share/man/man1/qcow2-img.1" ]
 
     make_quietly uninstall DESTDIR="$TEST_DIR/root" prefix=/opt/qcow2
     [ -z "$(files_in root)" ]
@@ -75,9 +83,12 @@ END
 
 @test "install: afterwards 'nbdkit qcow2 disk.qcow2' serves the image" {
     plugindir=$(pkg-config --variable=plugindir nbdkit)
-    mandir=$(pkg-config --variable=prefix nbdkit)/share/man/man1
+    prefix=$(pkg-config --variable=prefix nbdkit)
+    mandir=$prefix/share/man/man1
     installed=("$plugindir/nbdkit-qcow2-plugin.so"
-               "$mandir/nbdkit-qcow2-plugin.1")
+               "$mandir/nbdkit-qcow2-plugin.1" "$mandir/qcow2-img.1"
+               "$prefix/bin/qcow2-img"
+               "$prefix/share/bash-completion/completions/qcow2-img")
 
     # What somebody has installed before is put back afterwards.
     for file in "${installed[@]}"; do
@@ -91,6 +102,7 @@ END
     as_root make -C "$COPY" install || status=1
     nbdkit -U - -r qcow2 disk.qcow2 \
         --run 'nbdinfo "$uri" && nbdcopy "$uri" nbd.raw' || status=2
+    qcow2-img compare -F raw disk.qcow2 nbd.raw || status=2
     man_page=$(cat "$mandir/nbdkit-qcow2-plugin.1") || status=3
     as_root make -C "$COPY" uninstall || status=4
     for file in "${installed[@]}"; do
@@ -110,6 +122,8 @@ END
 }
 
 @test "the version is the Makefile's everywhere" {
+    "$COPY/qcow2-img" --version | grep -F " $(sed -n 's/^VERSION := //p' \
+        "$TOP/Makefile")"
     version=$(sed -n 's/^VERSION := //p' "$TOP/Makefile")
     dump_plugin > dump
     grep -x "version=$version" dump

@@ -6,6 +6,7 @@
 #   $TEST_DIR   an empty directory for each test, which is also the current
 #               one; removed when the test ends
 #   $plugin     the plugin under test
+#   $img        qcow2-img under test
 #   $TOP, $BUILD_DIR  the source tree and the build directory
 #   $PYTHON     a Python that has libnbd's module `nbd'
 #
@@ -21,6 +22,7 @@
 TOP=${TOP:-$(cd "$BATS_TEST_DIRNAME/.." && pwd)}
 BUILD_DIR=${BUILD_DIR:-$TOP/build}
 plugin=${QCOW2_PLUGIN:-$TOP/nbdkit-qcow2-plugin.so}
+img=${QCOW2_IMG:-$TOP/qcow2-img}
 PYTHON=/usr/bin/python3
 PATH=$PATH:/usr/sbin:/sbin
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# Every example of the manual and of the README, taken out of these documents
+# Every example of the manuals and of the README, taken out of these documents
 # and run as it stands there.
 #
 # An example is a verbatim paragraph (pod) or a ```console block (README) whose
@@ -9,7 +9,8 @@
 # line breaks and spaces don't matter.  A command must succeed unless what it
 # prints has an error in it.
 #
-# What is not literal: `qcow2' as a plugin's name means the plugin under test;
+# What is not literal: `qcow2' as a plugin's name means the plugin under test,
+# and `qcow2-img' the tool under test;
 # another TCP port is used; nbdkit has no right of root's to ignore file modes;
 # after kill, the end of the server, which removes its socket, is waited for; and
 # guestfish is a stand-in that reads the file with debugfs, for the real one boots
@@ -18,6 +19,7 @@
 load lib
 
 manual=$TOP/nbdkit-qcow2-plugin.pod
+tool_manual=$TOP/qcow2-img.pod
 readme=$TOP/README.md
 
 # The images that the examples speak of, made once.
@@ -114,6 +116,7 @@ setup ()
     NBDKIT=$(command -v nbdkit)
     export NBDKIT
     cp -r "$IMAGES"/. .
+    ln -s "$img" bin/qcow2-img
     PATH=$PWD/bin:$PATH:/usr/sbin:/sbin
     port=$(python3 -c 'import socket
 with socket.create_server (("localhost", 0)) as s:
@@ -295,6 +298,24 @@ hold_open ()
     run_section "$manual" "DUMP PLUGIN OUTPUT"
 }
 
+@test "qcow2-img: COMMANDS" {
+    qemu_raw disk.qcow2 disk.raw
+    run_section "$tool_manual" "COMMANDS"
+}
+
+@test "qcow2-img: WHICH FILES AN IMAGE MAY NAME" {
+    run_section "$tool_manual" "WHICH FILES AN IMAGE MAY NAME"
+}
+
+@test "qcow2-img: LOCKS" {
+    hold_open running.qcow2
+    run_section "$tool_manual" "LOCKS"
+}
+
+@test "README: Look at an image" {
+    run_section "$readme" "Look at an image"
+}
+
 @test "README: Serve an image" {
     run_section "$readme" "Serve an image"
     qemu_raw disk.qcow2 qemu.raw
@@ -410,6 +431,7 @@ hold_open ()
 @test "each section with examples has a test" {
     {
         sections "$manual" | sed 's/.*/@test "manual: &" {/'
+        sections "$tool_manual" | sed 's/.*/@test "qcow2-img: &" {/'
         sections "$readme" | sed 's/.*/@test "README: &" {/'
     } > wanted
     [ "$(wc -l < wanted)" -gt 10 ]
@@ -424,6 +446,10 @@ hold_open ()
          /^ / && before !~ /^ / && !/^ \$ / { print heading ": " $0 }
          { before = $0 }' "$manual" > other
     run ! grep -v -e '^SYNOPSIS:' -e '^COMPARED TO OTHER SERVERS:' other
+    awk '/^=head1 / { heading = substr ($0, 8) }
+         /^ / && before !~ /^ / && !/^ \$ / { print heading ": " $0 }
+         { before = $0 }' "$tool_manual" > other
+    run ! grep -v -e '^SYNOPSIS:' other
     awk '/^```/ { here = !here; kind = $0 }
          here && kind != "```sh" && kind != "```console"' "$readme" > other
     [ ! -s other ]
@@ -452,8 +478,36 @@ hold_open ()
     done < parameters
 }
 
-@test "the manual is sound pod" {
-    podchecker -warnings -warnings "$manual" > checked 2>&1 ||
-        { cat checked; false; }
-    run ! grep -E 'WARNING|ERROR' checked
+@test "the manual of qcow2-img has each command and option, and no other" {
+    qcow2-img --help | sed -n '/^Command syntax:/,/^$/s/^  //p' > usage
+    awk '{ print $1 }' usage > commands
+    sed -n '/^=head1 COMMANDS/,/^=head1 O/s/^=head2 //p' "$tool_manual" |
+        diff commands -
+    while IFS= read -r command; do
+        sed -n '/^=head1 COMMANDS/,/^=head1 OPTIONS/p' "$tool_manual" |
+            grep -E "^ \\$ qcow2-img $command " ||
+            fail "there is no example of $command"
+        sed -n '/^=head1 SYNOPSIS/,/^=head1 DESC/p' "$tool_manual" |
+            grep "^ qcow2-img $command "
+    done < commands
+
+    {
+        while IFS= read -r command; do
+            qcow2-img "$command" --help | sed 1d
+        done < commands
+        qcow2-img --help | sed '/^Command syntax/,$d'
+    } | grep -Eo -e "(^  | ')--?[A-Za-z][a-z0-9-]*|, --?[A-Za-z][a-z-]*" |
+        grep -Eo -e '-.*' | sort -u > options
+    sed -n "s/^=item B<\\(-[A-Za-z0-9-]*\\).*/\\1/p" "$tool_manual" |
+        sort -u > documented
+    grep -x -e --backing-chain documented
+    diff options documented
+}
+
+@test "the manuals are sound pod" {
+    for pod in "$manual" "$tool_manual"; do
+        podchecker -warnings -warnings "$pod" > checked 2>&1 ||
+            { cat checked; false; }
+        run ! grep -E 'WARNING|ERROR' checked
+    done
 }

@@ -10,17 +10,16 @@
  * FUZZ_SEED + N alone: FUZZ_RUNS=1 FUZZ_SEED=that runs it again.
  */
 
+#include <endian.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "qcow2/format.h"
+#include "fuzz-base.h"
 #include "qcow2/qcow2.h"
 #include "scratch-dir.h"
 #include "tap.h"
@@ -34,16 +33,6 @@
 #define MAX_MEMORY_BYTES (INT64_C (256) << 20)
 #endif
 #define READ_BYTES (256 << 10)
-#define MAX_RANGES 64
-
-static void
-must (bool cond, const char *what)
-{
-  if (!cond) {
-    printf ("Bail out! %s: %s\n", what, strerror (errno));
-    exit (1);
-  }
-}
 
 /*----- Random numbers -----*/
 
@@ -63,135 +52,6 @@ static uint64_t
 rng_below (uint64_t n)
 {
   return rng () % n;
-}
-
-/*----- The pristine images -----*/
-
-struct range {
-  uint64_t offset, bytes;
-};
-
-struct base {
-  const char *path;
-  uint8_t *bytes;
-  size_t nr_bytes;
-  struct range ranges[MAX_RANGES]; /* metadata */
-  unsigned nr_ranges;
-};
-
-static struct base bases[] = {
-  { .path = "v2" }, { .path = "tiny" }, { .path = "zlib" },
-  { .path = "zstd" }, { .path = "extended" }, { .path = "data" },
-  { .path = "overlay" },
-};
-#define NR_BASES (sizeof bases / sizeof bases[0])
-
-static const char script[] =
-  "set -e\n"
-  "w () { i=$1; shift; qemu-io -f qcow2 \"$@\" $i; }\n"
-  "c () { qemu-img create -q -f qcow2 \"$@\"; }\n"
-  "c -o compat=0.10,cluster_size=4k v2 256k\n"
-  "w v2 -c 'write -P 1 0 64k' -c 'write -P 2 100k 5k'\n"
-  "qemu-img snapshot -c one v2\n"
-  "w v2 -c 'write -P 3 32k 64k'\n"
-  "qemu-img snapshot -c two v2\n"
-  "w v2 -c 'write -P 4 60k 8k'\n"
-  "c -o cluster_size=512,lazy_refcounts=on tiny 256k\n"
-  "w tiny -c 'write -P 5 1000 60000' -c 'write -z 8k 8k'\n"
-  "qemu-img snapshot -c small tiny\n"
-  "w tiny -c 'write -P 6 200k 3k'\n"
-  "qemu-img bitmap --add tiny bits\n"
-  "head -c 200000 /dev/zero | tr '\\0' x > text\n"
-  "seq 1 20000 >> text\n"
-  "qemu-img convert -c -f raw -O qcow2 -o cluster_size=8k text zlib\n"
-  "w zlib -c 'write -P 7 40k 20k'\n"
-  "qemu-img convert -c -f raw -O qcow2 "
-  "  -o cluster_size=16k,compression_type=zstd text zstd\n"
-  "c -o extended_l2=on,cluster_size=16k extended 256k\n"
-  "w extended -c 'write -P 8 3k 7k' -c 'write -P 9 40k 60k' "
-  "  -c 'write -z 50k 4k' -c 'write -c -P 10 128k 16k'\n"
-  "c -o data_file=data.raw,cluster_size=4k data 256k\n"
-  "w data -c 'write -P 11 8k 30k' -c 'write -z 16k 4k'\n"
-  "c -o cluster_size=4k -b zlib -F qcow2 overlay 256k\n"
-  "w overlay -c 'write -P 12 12k 40k' -c 'write -z 64k 16k'\n";
-
-static void
-make_bases (void)
-{
-  int fd = open ("script", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-
-  must (write (fd, script, sizeof script - 1) == sizeof script - 1, "script");
-  close (fd);
-  must (system ("sh script > script.log 2>&1") == 0,
-        "making the pristine images");
-}
-
-static uint64_t
-load (const struct base *b, uint64_t offset, unsigned width)
-{
-  uint64_t be = 0;
-
-  if (offset + width > b->nr_bytes)
-    return 0;
-  memcpy ((char *) &be + 8 - width, b->bytes + offset, width);
-  return be64toh (be);
-}
-
-static void
-add_range (struct base *b, uint64_t offset, uint64_t bytes)
-{
-  if (bytes == 0 || offset + bytes > b->nr_bytes ||
-      b->nr_ranges == MAX_RANGES)
-    return;
-  b->ranges[b->nr_ranges++] = (struct range) { offset, bytes };
-}
-
-#define HEADER(field) \
-  load (b, offsetof (struct disk_header, field), \
-        sizeof (((struct disk_header *) NULL)->field))
-
-/* The header with its extensions, the L1 table, the used part of L2
- * tables, the snapshot table and the compressed data.
- */
-static void
-find_ranges (struct base *b)
-{
-  uint64_t cluster_bytes = UINT64_C (1) << HEADER (cluster_bits);
-  uint64_t l1 = HEADER (l1_table_offset), l1_size = HEADER (l1_size);
-  uint64_t i, n;
-
-  add_range (b, 0, sizeof (struct disk_header));
-  add_range (b, 0, cluster_bytes < 600 ? cluster_bytes : 600);
-  add_range (b, l1, l1_size * 8);
-  if (HEADER (nb_snapshots) > 0)
-    add_range (b, HEADER (snapshots_offset), 160);
-  for (i = 0; i < l1_size; ++i) {
-    uint64_t l2 = load (b, l1 + 8 * i, 8) & ENTRY_OFFSET_MASK;
-
-    if (l2 == 0)
-      continue;
-    add_range (b, l2, cluster_bytes < 512 ? cluster_bytes : 512);
-    for (n = 0; n < 8; ++n) {
-      uint64_t entry = load (b, l2 + 8 * n, 8);
-
-      if (entry & ENTRY_COMPRESSED)
-        add_range (b, compressed_offset (entry, HEADER (cluster_bits)), 64);
-    }
-  }
-}
-
-static void
-load_base (struct base *b)
-{
-  struct stat st;
-  int fd = open (b->path, O_RDONLY | O_CLOEXEC);
-
-  must (fd != -1 && fstat (fd, &st) == 0, b->path);
-  b->nr_bytes = (size_t) st.st_size;
-  b->bytes = malloc (b->nr_bytes);
-  must (b->bytes && read (fd, b->bytes, b->nr_bytes) == st.st_size, b->path);
-  close (fd);
-  find_ranges (b);
 }
 
 /*----- Mutation -----*/
@@ -227,9 +87,9 @@ interesting (void)
 }
 
 static void
-mutate_once (const struct base *b)
+mutate_once (const struct fuzz_base *b)
 {
-  const struct range *range = &b->ranges[rng_below (b->nr_ranges)];
+  const struct fuzz_range *range = &b->ranges[rng_below (b->nr_ranges)];
   uint64_t offset = range->offset + rng_below (range->bytes);
   unsigned width = 1u << rng_below (4);
   uint64_t field = offset & ~(uint64_t) (width - 1);
@@ -249,10 +109,10 @@ mutate_once (const struct base *b)
     store (field, width, interesting ());
     break;
   case 5:                       /* a little more or less */
-    store (field, width, load (b, field, width) + rng_below (17) - 8);
+    store (field, width, fuzz_base_number (b, field, width) + rng_below (17) - 8);
     break;
   case 6:                       /* a copy from elsewhere */
-    store (field, width, load (b, rng_below (b->nr_bytes) & ~UINT64_C (7),
+    store (field, width, fuzz_base_number (b, rng_below (b->nr_bytes) & ~UINT64_C (7),
                                width));
     break;
   default:                      /* the file is cut off */
@@ -261,14 +121,14 @@ mutate_once (const struct base *b)
   }
 }
 
-static const struct base *
+static const struct fuzz_base *
 make_mutant (uint64_t seed)
 {
-  const struct base *b;
+  const struct fuzz_base *b;
   uint64_t n;
 
   rng_state = seed;
-  b = &bases[rng_below (NR_BASES)];
+  b = &fuzz_bases[rng_below (FUZZ_NR_BASES)];
   memcpy (mutant, b->bytes, b->nr_bytes);
   mutant_bytes = b->nr_bytes;
   for (n = 1 + rng_below (4); n > 0; --n)
@@ -301,6 +161,13 @@ mutant_size (struct qcow2_storage *s)
   return (int64_t) mutant_bytes;
 }
 
+/* So that clusters in use are counted. */
+static int64_t
+mutant_disk_bytes (struct qcow2_storage *s)
+{
+  return 4096;
+}
+
 static void
 mutant_close (struct qcow2_storage *s)
 {
@@ -313,6 +180,7 @@ mutant_close (struct qcow2_storage *s)
 static const struct qcow2_storage_ops mutant_ops = {
   .pread = mutant_pread,
   .size = mutant_size,
+  .disk_bytes = mutant_disk_bytes,
   .close = mutant_close,
 };
 
@@ -321,7 +189,7 @@ static int
 wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
       struct qcow2_storage **s)
 {
-  const struct base *b = opaque;
+  const struct fuzz_base *b = opaque;
   struct mutant_storage *m;
 
   if (role != QCOW2_STORAGE_IMAGE || strcmp (filename, b->path) != 0)
@@ -341,7 +209,7 @@ wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
 struct report {
   uint64_t seed;                /* of the mutant at work */
   unsigned nr_runs;
-  unsigned nr_opened, nr_views, nr_read;
+  unsigned nr_infos, nr_opened, nr_views, nr_read;
   unsigned nr_lies;             /* extents called data zero */
   unsigned nr_different;        /* a second read gave something else */
   unsigned nr_odd_errors;
@@ -398,6 +266,19 @@ check_extent (void *opaque, enum qcow2_extent type, uint64_t offset,
   return 0;
 }
 
+/* qcow2_map_fn: the same. */
+static int
+check_map (void *opaque, const struct qcow2_map_extent *e)
+{
+  struct extent_check *c = opaque;
+
+  if (e->depth > QCOW2_MAX_CHAIN_DEPTH || (e->data && !e->present) ||
+      (!e->data && !e->zero))
+    c->lie = true;
+  return check_extent (c, e->zero ? QCOW2_EXTENT_ZERO : QCOW2_EXTENT_DATA,
+                       e->offset, e->count);
+}
+
 /* In one piece, then in pieces that no boundary knows of. */
 static void
 read_twice (struct qcow2_view *view, size_t count)
@@ -424,6 +305,10 @@ read_twice (struct qcow2_view *view, size_t count)
     return;
   report->nr_read++;
   if (qcow2_extents (view, count, 0, check_extent, &c) < 0 || c.lie)
+    bad (&report->nr_lies);
+  c.next = 0;
+  if (qcow2_map (view, count, 0, check_map, &c) < 0 || c.lie ||
+      c.next != count)
     bad (&report->nr_lies);
 }
 
@@ -482,6 +367,23 @@ use_image (struct qcow2 *image)
   }
 }
 
+/* What needs no disk. */
+static void
+use_info (const char *path, const struct qcow2_options *options)
+{
+  struct qcow2_error error;
+  struct qcow2_info *info;
+  int r = qcow2_info_read (path, options, true, &info, &error);
+
+  if (r < 0)
+    check_error (r);
+  else {
+    report->nr_infos++;
+    qcow2_measure_bitmaps (info, 65536);
+    qcow2_info_free (info);
+  }
+}
+
 static void
 log_nothing (void *opaque, enum qcow2_log_level level, const char *text)
 {
@@ -490,7 +392,7 @@ log_nothing (void *opaque, enum qcow2_log_level level, const char *text)
 static void
 run_mutant (uint64_t seed)
 {
-  const struct base *b = make_mutant (seed);
+  const struct fuzz_base *b = make_mutant (seed);
   const char *allowed = ".";
   struct qcow2_options options;
   struct qcow2_error error;
@@ -505,6 +407,7 @@ run_mutant (uint64_t seed)
   options.log = log_nothing;
   options.wrap = wrap;
   options.opaque = (void *) b;
+  use_info (b->path, &options);
   r = qcow2_open (b->path, &options, &image, &error);
   if (r < 0)
     check_error (r);
@@ -569,21 +472,20 @@ main (void)
   int status;
 
   scratch_dir_enter ();
-  make_bases ();
-  for (i = 0; i < NR_BASES; ++i) {
-    load_base (&bases[i]);
-    if (bases[i].nr_bytes > largest)
-      largest = bases[i].nr_bytes;
-  }
+  fuzz_bases_make ();
+  for (i = 0; i < FUZZ_NR_BASES; ++i)
+    if (fuzz_bases[i].nr_bytes > largest)
+      largest = fuzz_bases[i].nr_bytes;
   mutant = malloc (largest);
   report = mmap (NULL, sizeof *report, PROT_READ | PROT_WRITE,
                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   must (mutant && report != MAP_FAILED, "memory");
 
   status = run_in_child (seed, nr_runs, limited, &usage);
-  printf ("# FUZZ_SEED=%" PRIu64 ": %u mutants, %u opened, %u disks, of "
-          "which %u were read whole\n", seed, report->nr_runs,
-          report->nr_opened, report->nr_views, report->nr_read);
+  printf ("# FUZZ_SEED=%" PRIu64 ": %u mutants, %u described, %u "
+          "opened, %u disks, of which %u were read whole\n", seed,
+          report->nr_runs, report->nr_infos, report->nr_opened,
+          report->nr_views, report->nr_read);
   if (!ok (status == 0, "nothing crashed, hung or leaked"))
     printf ("# status %#x, at work: FUZZ_RUNS=1 FUZZ_SEED=%" PRIu64 "\n",
             (unsigned) status, report->seed);
