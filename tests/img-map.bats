@@ -191,7 +191,7 @@ END
     qemu-io -f qcow2 -c 'write -q 0 64k' -c 'write -q 512k 64k' disk.qcow2
     at=$(l2_entry_at disk.qcow2 524288)
     put_number disk.qcow2 "$at" 8 $((1 << 63 | 0x1234200))
-    refuses 1 'Failed to read image metadata: .*corrupt at guest offset 0x80000' \
+    refuses 1 'Failed to read image metadata: .*corrupt: guest offset 0x80000' \
         map disk.qcow2
     grep -q '^0 ' out
     refuses 1 'Failed to read image metadata' map --output=json disk.qcow2
