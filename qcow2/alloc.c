@@ -101,6 +101,8 @@ alloc_restart (struct allocator *a)
   holes_cut (&a->holes, end);
   if (a->scan_end > end)
     a->scan_end = end;
+  if (a->scan >= a->scan_end)
+    a->nr_forgotten = 0;
   if (a->count_end > end)
     a->count_end = end;
   a->append = a->fresh_from = a->ours_from = end;
