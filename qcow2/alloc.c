@@ -58,13 +58,15 @@ allocator_init (struct allocator *a, struct refcounts *rc,
   pthread_mutex_init (&a->lock, NULL);
   if (qcow2_storage_can_grow (rc->layer->file)) {
     a->append = ((uint64_t) size_bytes + cluster_bytes - 1) / cluster_bytes;
-    a->fresh_from = a->ours_from = a->append;
+    a->ours_from = a->append;
+    a->fresh_from = a->append;
     a->end = max_clusters (rc);
   }
   else {
     a->end = (uint64_t) size_bytes / cluster_bytes;
     a->append = a->end;
-    a->fresh_from = a->ours_from = UINT64_MAX;
+    a->ours_from = UINT64_MAX;
+    a->fresh_from = UINT64_MAX;
   }
   a->count = 1;                 /* the header stays, whatever is counted */
   a->count_end = a->append;
@@ -105,7 +107,8 @@ alloc_restart (struct allocator *a)
     a->nr_forgotten = 0;
   if (a->count_end > end)
     a->count_end = end;
-  a->append = a->fresh_from = a->ours_from = end;
+  a->append = a->ours_from = end;
+  a->fresh_from = end;
   pthread_mutex_unlock (&a->lock);
   return 0;
 }
