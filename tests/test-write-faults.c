@@ -457,7 +457,7 @@ test_flush_again (void)
       "disk.qcow2 1M",
   };
   struct power_run run = { .subject = &s };
-  struct faulty f = { .fault = { LOG_WRITE, EIO, false }, .nth = 1 };
+  struct faulty f = { .fault = { LOG_WRITE, EIO, false, false }, .nth = 1 };
   struct qcow2_options options;
   struct qcow2_error error;
   struct qcow2_view *view = NULL;
