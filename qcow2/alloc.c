@@ -58,12 +58,14 @@ allocator_init (struct allocator *a, struct refcounts *rc,
   pthread_mutex_init (&a->lock, NULL);
   if (qcow2_storage_can_grow (rc->layer->file)) {
     a->append = ((uint64_t) size_bytes + cluster_bytes - 1) / cluster_bytes;
+    a->ours_from = a->append;
     a->fresh_from = a->append;
     a->end = max_clusters (rc);
   }
   else {
     a->end = (uint64_t) size_bytes / cluster_bytes;
     a->append = a->end;
+    a->ours_from = UINT64_MAX;
     a->fresh_from = UINT64_MAX;
   }
   a->count = 1;                 /* the header stays, whatever is counted */
@@ -101,9 +103,12 @@ alloc_restart (struct allocator *a)
   holes_cut (&a->holes, end);
   if (a->scan_end > end)
     a->scan_end = end;
+  if (a->scan >= a->scan_end)
+    a->nr_forgotten = 0;
   if (a->count_end > end)
     a->count_end = end;
-  a->append = a->fresh_from = end;
+  a->append = a->ours_from = end;
+  a->fresh_from = end;
   pthread_mutex_unlock (&a->lock);
   return 0;
 }
@@ -142,7 +147,7 @@ alloc_is_ours (struct allocator *a, uint64_t cluster)
   bool ours;
 
   pthread_mutex_lock (&a->lock);
-  ours = cluster >= a->fresh_from || holes_have_ours (&a->holes, cluster);
+  ours = cluster >= a->ours_from || holes_have_ours (&a->holes, cluster);
   pthread_mutex_unlock (&a->lock);
   return ours;
 }
@@ -261,6 +266,18 @@ static bool
 find_holes (struct allocator *a)
 {
   return find_forgotten (a) || alloc_count_some (a);
+}
+
+/* Whoever claims these clusters later does so after the error was seen by
+ * whoever had the turn, so he sees this, too.
+ */
+void
+alloc_note_written (struct allocator *a, uint64_t end)
+{
+  pthread_mutex_lock (&a->lock);
+  if (a->fresh_from < end)
+    a->fresh_from = end;
+  pthread_mutex_unlock (&a->lock);
 }
 
 void

@@ -36,9 +36,10 @@ struct allocator {
 
   /* From here on no cluster ever held anything, and all of it reads as
    * zeros: the end of the file when it was opened.  UINT64_MAX where
-   * nothing is known, as on a device.
+   * nothing is known, as on a device.  Raised while allocations go on.
    */
-  uint64_t fresh_from;
+  _Atomic uint64_t fresh_from;
+  uint64_t ours_from;           /* what is free there is this session's */
   uint64_t end;                 /* there are no clusters from here on */
   _Atomic bool full;            /* the storage refused to grow: look for
                                    room within it first */
@@ -91,6 +92,11 @@ extern bool alloc_count_some (struct allocator *a);
  * refcount is 0.
  */
 extern bool alloc_is_ours (struct allocator *a, uint64_t cluster);
+
+/* What lies below cluster END may have been written, though nobody has it:
+ * it is not fresh.
+ */
+extern void alloc_note_written (struct allocator *a, uint64_t end);
 
 /* The storage has no room for clusters at its end. */
 extern void alloc_note_full (struct allocator *a);

@@ -315,6 +315,15 @@ write_growth (const struct growth *g, uint64_t offset)
   return r;
 }
 
+/* The area may be there or in part; the next one may be shorter. */
+static void
+give_up_area (const struct growth *g, uint64_t offset)
+{
+  unguard_area (g, offset);
+  alloc_note_written (g->a, area_first_cluster (g) + g->nr_blocks +
+                      g->table_clusters);
+}
+
 /* With the turn. */
 static int
 grow (struct growth *g, uint64_t cluster)
@@ -328,7 +337,7 @@ grow (struct growth *g, uint64_t cluster)
     offset = area_first_cluster (g) << a->rc->cluster_bits;
     r = guard_area (g, offset);
     if (r == 0 && (r = write_growth (g, offset)) < 0)
-      unguard_area (g, offset);
+      give_up_area (g, offset);
   }
   if (r < 0 && !guard_is_corrupt (a->layer))
     log_message (&a->layer->log, QCOW2_LOG_ERROR,

@@ -252,21 +252,28 @@ commit_all (struct writer *w)
                      committer_is_clean (&w->committer)));
   if (r == 0)
     r = cut_tail (w);
-  if (r == 0)
-    r = qcow2_storage_flush (w->top->file);
+  if (r < 0)
+    return r;
+  /* Refcounts that were written before may be lost if this fails: to flush
+   * once more would not bring them back.
+   */
+  r = qcow2_storage_flush (w->top->file);
+  if (r < 0)
+    committer_fail (&w->committer, r);
   return r;
 }
 
-/* Everything is durable. */
+/* Everything is durable.  An image that is corrupt stays as it is. */
 static int
 clear_dirty_bit (struct writer *w)
 {
   const struct header_features clear = { .incompatible = INCOMPAT_DIRTY };
-
   int r;
 
   if (!w->dirty)
     return 0;
+  if (guard_is_corrupt (w->top))
+    return -EIO;
   r = header_writer_set_features (w->header, NULL, &clear);
   if (r == 0)
     w->dirty = false;

@@ -243,6 +243,33 @@ test_errors (void)
   write_log_clear (&wlog);
 }
 
+/* The last client leaves.  Links are on disk, so the only flush is the one
+ * that makes refcounts durable; if it fails they may be lost, whatever the
+ * next one says.
+ */
+static void
+test_rest_fails (void)
+{
+  struct qcow2_error error;
+
+  run_command (QEMU "lazy_refcounts=on disk.qcow2 8M");
+  open_image (QCOW2_LAZY_AS_IMAGE);
+  wlog.hook = maybe_fail;
+  is_int (write_bytes (4 * KiB, MiB, true), 0, "written durably");
+  fail_flushes = true;
+  qcow2_view_close (view);
+  fail_flushes = false;
+  ok (strstr (wlog.message, "could not be brought to rest") != NULL,
+      "a flush fails when the client leaves: %s", wlog.message);
+  is_int (qcow2_view_open (image, QCOW2_ACTIVE, &view, &error), 0,
+          "the next client comes");
+  is_int (write_bytes (4 * KiB, 2 * MiB, false), -EROFS,
+          "nothing is written any more");
+  is_int (close_image (), -EIO, "closing fails");
+  ok (damage_is_dirty ("disk.qcow2"), "the image stays dirty");
+  write_log_clear (&wlog);
+}
+
 int
 main (void)
 {
@@ -251,5 +278,6 @@ main (void)
   test_what_is_written ();
   test_many_refcounts ();
   test_errors ();
+  test_rest_fails ();
   return tap_done ();
 }

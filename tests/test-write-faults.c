@@ -19,6 +19,8 @@
 #include <unistd.h>
 
 #include "crash-state.h"
+#include "image.h"
+#include "metadata-damage.h"
 #include "power-check.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
@@ -31,19 +33,24 @@ struct fault_case {
   enum log_kind kind;
   int err;                      /* positive */
   bool lasting;
+  bool leaving;                 /* not before the last client leaves */
 };
 
 static const struct fault_case fault_cases[] = {
-  { LOG_READ, EIO, false },
-  { LOG_READ, EIO, true },
-  { LOG_WRITE, EIO, false },
-  { LOG_WRITE, EIO, true },
-  { LOG_WRITE, ENOSPC, false },
-  { LOG_WRITE, ENOSPC, true },
-  { LOG_FLUSH, EIO, false },
-  { LOG_FLUSH, ENOSPC, false },
-  { LOG_ZERO, EIO, false },
-  { LOG_TRUNCATE, EIO, false },
+  { LOG_READ, EIO, false, false },
+  { LOG_READ, EIO, true, false },
+  { LOG_WRITE, EIO, false, false },
+  { LOG_WRITE, EIO, true, false },
+  { LOG_WRITE, ENOSPC, false, false },
+  { LOG_WRITE, ENOSPC, true, false },
+  { LOG_FLUSH, EIO, false, false },
+  { LOG_FLUSH, ENOSPC, false, false },
+  { LOG_ZERO, EIO, false, false },
+  { LOG_TRUNCATE, EIO, false, false },
+  { LOG_READ, EIO, false, true },
+  { LOG_WRITE, EIO, false, true },
+  { LOG_WRITE, EIO, true, true },
+  { LOG_FLUSH, EIO, false, true },
 };
 
 #define NR_FAULT_CASES (sizeof fault_cases / sizeof fault_cases[0])
@@ -157,6 +164,10 @@ check_after (struct subject_state *ss, struct power_run *run, bool closed,
 
   guest_index (&run->guest);
   write_classes_init (&run->classes, &run->log);
+  /* Lazy refcounts are right again after a repair. */
+  if (damage_is_dirty (SUBJECT_IMAGE) &&
+      (closed || subject_repair (&ss->s, ".") < 0))
+    note (t, f, &t->nr_corrupt, "it is dirty");
   status = qemu_check (SUBJECT_IMAGE);
   if (status != 0 && status != 3)
     note (t, f, &t->nr_corrupt, "qemu-img check finds corruption");
@@ -168,6 +179,34 @@ check_after (struct subject_state *ss, struct power_run *run, bool closed,
   if (result.nr_bad > 0)
     note (t, f, &t->nr_bad_states, result.first);
   write_classes_clear (&run->classes);
+}
+
+static struct qcow2_view *
+must_open_view (struct qcow2 *image)
+{
+  struct qcow2_error error;
+  struct qcow2_view *view;
+
+  if (qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+  return view;
+}
+
+/* The last client leaves, meets the fault, and another one comes. */
+static struct qcow2_view *
+leave_and_come (struct qcow2_view *view, struct faulty *f)
+{
+  struct qcow2 *image = view->image;
+  int i;
+
+  for (i = 0; i < NR_LOG_KINDS; ++i)
+    atomic_store (&f->count[i], 0);
+  atomic_store (&f->armed, true);
+  qcow2_view_close (view);
+  atomic_store (&f->armed, false);
+  return must_open_view (image);
 }
 
 static void
@@ -192,20 +231,22 @@ one_case (struct subject_state *ss, struct faulty *f, uint64_t seed,
   subject_options (&ss->s, ".", &options);
   options.writable = true;
   write_log_use (&run.log, &options);
-  if (qcow2_open (SUBJECT_IMAGE, &options, &image, &error) < 0 ||
-      qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
+  if (qcow2_open (SUBJECT_IMAGE, &options, &image, &error) < 0) {
     printf ("Bail out! %s\n", error.message);
     exit (1);
   }
+  view = must_open_view (image);
 
   /* What is done in opening is for another test. */
   for (r = 0; r < NR_LOG_KINDS; ++r)
     atomic_store (&f->count[r], 0);
-  atomic_store (&f->armed, f->nth > 0);
+  atomic_store (&f->armed, f->nth > 0 && !f->fault.leaving);
   subject_run (&ss->s, view, &run.log, &run.guest, seed);
   /* Truncating comes last. */
   if (f->fault.kind != LOG_TRUNCATE)
     atomic_store (&f->armed, false);
+  if (f->fault.leaving)
+    view = leave_and_come (view, f);
   guest_index (&run.guest);
   check_live (ss, view, &run.guest, f, t);
   ended = check_goes_on (view, &run.log, &run.guest, f, t);
@@ -245,7 +286,9 @@ run_cases (struct subject_state *ss, struct tally *t)
   one_case (ss, &none, 1, t);   /* how many requests there are */
   t->nr_cases = 0;
   for (i = 0; i < NR_FAULT_CASES; ++i) {
-    long total = none.count[fault_cases[i].kind], last = -1;
+    long total = fault_cases[i].leaving ? NR_POINTS / 2 :
+      none.count[fault_cases[i].kind];
+    long last = -1;
 
     for (point = 0; point < NR_POINTS; ++point) {
       struct faulty f = { .fault = fault_cases[i],
@@ -414,7 +457,7 @@ test_flush_again (void)
       "disk.qcow2 1M",
   };
   struct power_run run = { .subject = &s };
-  struct faulty f = { .fault = { LOG_WRITE, EIO, false }, .nth = 1 };
+  struct faulty f = { .fault = { LOG_WRITE, EIO, false, false }, .nth = 1 };
   struct qcow2_options options;
   struct qcow2_error error;
   struct qcow2_view *view = NULL;
@@ -459,6 +502,7 @@ main (void)
   static const char *const names[] = {
     "64K clusters", "version 2", "512-byte clusters", "snapshots",
     "small batches", "extended L2", "data file", "growing refcounts", "overlay",
+    "lazy refcounts",
   };
   const char *only = getenv ("FAULT_SUBJECT");
   unsigned i, j;

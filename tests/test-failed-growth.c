@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* New refcount blocks and tables that were written, but not put in use
+ * because of an error, are no zeros: what is allocated in their place
+ * later does not let them come to light.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "image.h"
+#include "power-check.h"
+#include "qemu-image.h"
+#include "scratch-dir.h"
+#include "tap.h"
+
+#define KiB UINT64_C (1024)
+#define MiB (1024 * KiB)
+#define CLUSTER_BYTES 512
+#define NR_CLUSTERS 400
+
+static struct qcow2 *image;
+static struct qcow2_view *view;
+static uint64_t fail_from_bytes = UINT64_MAX;
+static unsigned nr_failed;
+
+static const struct qcow2_storage_ops *real_ops;
+
+/* The error of a large write comes when all of it is there. */
+static int
+hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
+                uint64_t offset, bool durable)
+{
+  int r = real_ops->pwritev (s, iov, iovcnt, offset, durable);
+
+  if (r < 0 || iov[0].iov_len < fail_from_bytes)
+    return r;
+  nr_failed++;
+  return -EIO;
+}
+
+static int
+wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
+      struct qcow2_storage **s)
+{
+  static struct qcow2_storage_ops ops;
+
+  real_ops = (*s)->ops;
+  ops = *real_ops;
+  ops.pwritev = hooked_pwritev;
+  (*s)->ops = &ops;
+  return 0;
+}
+
+static void
+open_image (void)
+{
+  struct qcow2_options options;
+  struct qcow2_error error;
+
+  run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 "
+               "-o cluster_size=512,refcount_bits=64 disk.qcow2 1M");
+  qcow2_options_init (&options);
+  options.writable = true;
+  options.wrap = wrap;
+  if (qcow2_open ("disk.qcow2", &options, &image, &error) < 0 ||
+      qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+}
+
+/* A byte in each cluster, which is all that is written of it. */
+static int
+write_bytes (void)
+{
+  unsigned i;
+  int r = 0;
+
+  for (i = 0; i < NR_CLUSTERS && r == 0; ++i)
+    r = qcow2_pwrite (view, "x", 1, i * CLUSTER_BYTES + 100, false);
+  return r;
+}
+
+static unsigned
+count_wrong (void)
+{
+  uint8_t *buf = malloc (NR_CLUSTERS * CLUSTER_BYTES);
+  unsigned nr = 0, i;
+
+  if (!buf || qcow2_pread (view, buf, NR_CLUSTERS * CLUSTER_BYTES, 0) < 0)
+    abort ();
+  for (i = 0; i < NR_CLUSTERS * CLUSTER_BYTES; ++i)
+    nr += buf[i] != (i % CLUSTER_BYTES == 100 ? 'x' : 0);
+  free (buf);
+  return nr;
+}
+
+int
+main (void)
+{
+  struct qcow2_error error;
+
+  scratch_dir_enter ();
+  open_image ();
+  /* A disk so large that its L1 table needs a larger refcount table. */
+  fail_from_bytes = 4 * KiB;
+  ok (qcow2_grow (image, 16 * 1024 * MiB, &error) < 0 && nr_failed == 1,
+      "growing fails when refcount blocks are written: %s", error.message);
+  fail_from_bytes = UINT64_MAX;
+  is_int (write_bytes (), 0, "a byte is written to each of some clusters");
+  is_int (count_wrong (), 0, "around each of them is zeros");
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "closed");
+  is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
+  return tap_done ();
+}
