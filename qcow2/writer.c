@@ -252,8 +252,14 @@ commit_all (struct writer *w)
                      committer_is_clean (&w->committer)));
   if (r == 0)
     r = cut_tail (w);
-  if (r == 0)
-    r = qcow2_storage_flush (w->top->file);
+  if (r < 0)
+    return r;
+  /* Refcounts may have been written since the last flush; if they are lost,
+   * nobody writes them again.
+   */
+  r = qcow2_storage_flush (w->top->file);
+  if (r < 0)
+    committer_fail (&w->committer, r);
   return r;
 }
 

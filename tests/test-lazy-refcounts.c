@@ -243,6 +243,34 @@ test_errors (void)
   write_log_clear (&wlog);
 }
 
+/* All links are durable, and the last client leaves: only what was written
+ * of the refcounts is at stake in the flush that fails.  The kernel tells of
+ * that once.
+ */
+static void
+test_failed_flush_at_rest (void)
+{
+  struct qcow2_error error;
+
+  run_command (QEMU "lazy_refcounts=on disk.qcow2 8M");
+  open_image (QCOW2_LAZY_AS_IMAGE);
+  wlog.hook = maybe_fail;
+  is_int (write_bytes (4 * KiB, 0, false), 0, "written");
+  is_int (qcow2_flush (view), 0, "and flushed");
+  fail_flushes = true;
+  qcow2_view_close (view);
+  fail_flushes = false;
+  ok (wlog.message[0], "the client leaves, and refcounts can't be flushed: %s",
+      wlog.message);
+  ok (damage_is_dirty ("disk.qcow2"), "the image stays dirty");
+  is_int (qcow2_view_open (image, QCOW2_ACTIVE, &view, &error), 0,
+          "the next client comes");
+  is_int (write_bytes (4 * KiB, 1 * MiB, false), -EROFS, "and can't write");
+  is_int (close_image (), -EIO, "closing fails");
+  ok (damage_is_dirty ("disk.qcow2"), "the image is dirty still");
+  write_log_clear (&wlog);
+}
+
 int
 main (void)
 {
@@ -251,5 +279,6 @@ main (void)
   test_what_is_written ();
   test_many_refcounts ();
   test_errors ();
+  test_failed_flush_at_rest ();
   return tap_done ();
 }
