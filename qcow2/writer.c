@@ -236,6 +236,17 @@ cut_tail (struct writer *w)
   return qcow2_storage_truncate (w->top->file, clusters << bits);
 }
 
+/* Other programs may write to the files as long as nobody is here. */
+static int
+settle (struct writer *w)
+{
+  int r = qcow2_storage_settle (w->top->file);
+
+  if (r == 0 && w->top->data != w->top->file)
+    r = qcow2_storage_settle (w->top->data);
+  return r;
+}
+
 static int
 commit_all (struct writer *w)
 {
@@ -252,6 +263,8 @@ commit_all (struct writer *w)
                      committer_is_clean (&w->committer)));
   if (r == 0)
     r = cut_tail (w);
+  if (r == 0)
+    r = settle (w);
   if (r < 0)
     return r;
   /* Refcounts may have been written since the last flush; if they are lost,
