@@ -323,10 +323,12 @@ writer_views_closed (struct writer *w)
 
   if (!w || !(w->begun || w->dirty) || committer_state (&w->committer) < 0)
     return;
-  /* Most of the work, so that a client that comes meanwhile waits for
-   * little.
+  /* Most of the work, retiring too, so that a client that comes meanwhile
+   * waits for little; and for nothing, once it is there.
    */
-  commit (&w->committer);
+  worker_reclaim (w);
+  if (image_has_views (w->image))
+    return;
   gate_close (&w->image->gate);
   if (!w->finished && !image_has_views (w->image))
     r = writer_rest (w);
