@@ -37,7 +37,8 @@ struct layer {
   bool external_data;           /* guest clusters lie in DATA */
   struct qcow2_storage *file;
   struct qcow2_storage *data;   /* == FILE where there is no data file */
-  uint64_t size_bytes;          /* virtual size */
+  uint64_t size_bytes;          /* virtual size; while the disk grows, not
+                                   yet what HEADER and views have */
 
   /* Of a qcow2 image only. */
   struct header header;
