@@ -235,19 +235,21 @@ write_size (const struct growing *g)
   return r;
 }
 
-/* The disk has its new size while zeros are written behind its old end. */
+/* The disk has its new size while zeros are written behind its old end, but
+ * nobody is told of it yet.
+ */
 static int
 write_zeros (const struct growing *g, uint64_t table_end)
 {
   struct writer *w = g->w;
   int r;
 
-  image_set_size (w->image, g->new_bytes);
+  w->top->size_bytes = g->new_bytes;
   r = zero_all (g, table_end);
   if (r == 0)
     r = commit (&w->committer);
   if (r < 0)
-    image_set_size (w->image, g->old_bytes);
+    w->top->size_bytes = g->old_bytes;
   return r;
 }
 

@@ -31,9 +31,10 @@
  * The end of the file.  A block that reaches past the end is filled up with
  * zeros, so the file may become longer than it was meant to be.  The size
  * that is told is the one that was meant, as long as nothing was written
- * behind it (reading finds the zeros), and on closing the file is cut to
- * it.  After a crash up to a block of zeros is left, which harms nobody: the
- * engine takes what lies past the end for zeros.
+ * behind it (reading finds the zeros), and the file is cut to it when the
+ * image comes to rest and on closing: no later than that, since then other
+ * programs may write there.  After a crash up to a block of zeros is left,
+ * which harms nobody: the engine takes what lies past the end for zeros.
  *
  * fallocate makes zeros in whole pages, as on devices (io-file.c): parts of
  * pages would go through the page cache.
@@ -218,6 +219,14 @@ note_padding (struct io_aligned *d, uint64_t end, uint64_t file_end,
     d->padded_bytes = block_end;
     d->meant_bytes = end > file_end ? end : file_end;
   }
+  pthread_mutex_unlock (&d->size_lock);
+}
+
+static void
+forget_padding (struct io_aligned *d)
+{
+  pthread_mutex_lock (&d->size_lock);
+  d->padded_bytes = d->meant_bytes = 0;
   pthread_mutex_unlock (&d->size_lock);
 }
 
@@ -459,11 +468,8 @@ io_aligned_truncate (struct qcow2_storage *s, uint64_t size_bytes)
 
   range_lock_take (&d->ranges, &hold, 0, UINT64_MAX, true);
   r = qcow2_storage_truncate (d->file, size_bytes);
-  if (r == 0) {
-    pthread_mutex_lock (&d->size_lock);
-    d->padded_bytes = d->meant_bytes = 0;
-    pthread_mutex_unlock (&d->size_lock);
-  }
+  if (r == 0)
+    forget_padding (d);
   range_lock_release (&d->ranges, &hold);
   return r;
 }
@@ -484,16 +490,29 @@ io_aligned_can_grow (struct qcow2_storage *s)
   return qcow2_storage_can_grow (io_aligned_of (s)->file);
 }
 
-static void
-io_aligned_close (struct qcow2_storage *s)
+/* Cut the zeros with which the last block was filled up, if it is the last
+ * one still.
+ */
+static int
+io_aligned_settle (struct qcow2_storage *s)
 {
   struct io_aligned *d = io_aligned_of (s);
   int64_t size_bytes = io_aligned_size (s);
 
-  if (d->padded_bytes > 0 && size_bytes > 0 &&
-      (uint64_t) size_bytes < d->padded_bytes &&
-      qcow2_storage_size (d->file) > size_bytes)
-    qcow2_storage_truncate (d->file, (uint64_t) size_bytes);
+  if (d->padded_bytes == 0 || size_bytes <= 0)
+    return 0;
+  if (qcow2_storage_size (d->file) > size_bytes)
+    return io_aligned_truncate (s, (uint64_t) size_bytes);
+  forget_padding (d);
+  return 0;
+}
+
+static void
+io_aligned_close (struct qcow2_storage *s)
+{
+  struct io_aligned *d = io_aligned_of (s);
+
+  io_aligned_settle (s);
   qcow2_storage_close (d->file);
   range_lock_destroy (&d->ranges);
   pthread_mutex_destroy (&d->size_lock);
@@ -517,6 +536,7 @@ static const struct qcow2_storage_ops writable_ops = {
   .zero = io_aligned_zero,
   .discard = io_aligned_discard,
   .truncate = io_aligned_truncate,
+  .settle = io_aligned_settle,
   .can_grow = io_aligned_can_grow,
   .close = io_aligned_close,
 };

@@ -105,7 +105,7 @@ layer_load_raw (struct layer *l, struct qcow2_error *error)
                             "%s: can't tell the size of the file: %s",
                             l->filename, strerror ((int) -size_bytes));
   l->is_raw = true;
-  l->size_bytes = (uint64_t) size_bytes;
+  l->size_bytes = l->header.size_bytes = (uint64_t) size_bytes;
   return 0;
 }
 

@@ -40,7 +40,8 @@ struct layer {
   struct qcow2_storage *file;
   struct qcow2_storage *data;   /* == FILE where there is no data file */
   char *data_filename;          /* of an external data file, as opened */
-  uint64_t size_bytes;          /* virtual size */
+  uint64_t size_bytes;          /* virtual size; while the disk grows, not
+                                   yet what HEADER and views have */
 
   /* Of a qcow2 image only. */
   struct header header;

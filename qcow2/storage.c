@@ -268,6 +268,12 @@ qcow2_storage_allocate (struct qcow2_storage *s, uint64_t offset,
     -EOPNOTSUPP;
 }
 
+int
+qcow2_storage_settle (struct qcow2_storage *s)
+{
+  return s->ops->settle ? s->ops->settle (s) : 0;
+}
+
 bool
 qcow2_storage_can_grow (struct qcow2_storage *s)
 {

@@ -89,6 +89,12 @@ struct qcow2_storage_ops {
   int (*allocate) (struct qcow2_storage *s, uint64_t offset,
                    uint64_t count);
 
+  /* No request is in progress, and none may come for a while: have the
+   * file as it is to be left, should that differ from how it suits those
+   * who write.  May be NULL.
+   */
+  int (*settle) (struct qcow2_storage *s);
+
   /* Can the storage grow by writing past its end? */
   bool (*can_grow) (struct qcow2_storage *s);
 
@@ -169,6 +175,9 @@ extern int qcow2_storage_truncate (struct qcow2_storage *s,
 /* As the vtable's member; -EOPNOTSUPP where it has none. */
 extern int qcow2_storage_allocate (struct qcow2_storage *s, uint64_t offset,
                                    uint64_t count);
+
+/* As the vtable's member; nothing to do where it has none. */
+extern int qcow2_storage_settle (struct qcow2_storage *s);
 
 extern bool qcow2_storage_can_grow (struct qcow2_storage *s);
 

@@ -96,8 +96,9 @@ publish (struct qcow2 *image, struct qcow2_view *view)
   if (other)
     other->nr_refs++;
   else {
+    /* That of the layer may be one that is not yet true, see grow.c. */
     if (view->snapshot == QCOW2_ACTIVE)
-      view->size_bytes = image->chain.layers[0]->size_bytes;
+      view->size_bytes = image->chain.layers[0]->header.size_bytes;
     view->next = image->views;
     image->views = view;
   }

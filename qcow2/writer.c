@@ -236,6 +236,17 @@ cut_tail (struct writer *w)
   return qcow2_storage_truncate (w->top->file, clusters << bits);
 }
 
+/* Other programs may write to the files as long as nobody is here. */
+static int
+settle (struct writer *w)
+{
+  int r = qcow2_storage_settle (w->top->file);
+
+  if (r == 0 && w->top->data != w->top->file)
+    r = qcow2_storage_settle (w->top->data);
+  return r;
+}
+
 static int
 commit_all (struct writer *w)
 {
@@ -252,10 +263,12 @@ commit_all (struct writer *w)
                      committer_is_clean (&w->committer)));
   if (r == 0)
     r = cut_tail (w);
+  if (r == 0)
+    r = settle (w);
   if (r < 0)
     return r;
-  /* Refcounts that were written before may be lost if this fails: to flush
-   * once more would not bring them back.
+  /* Refcounts may have been written since the last flush; if they are lost,
+   * nobody writes them again.
    */
   r = qcow2_storage_flush (w->top->file);
   if (r < 0)
@@ -311,10 +324,12 @@ writer_views_closed (struct writer *w)
 
   if (!w || !(w->begun || w->dirty) || committer_state (&w->committer) < 0)
     return;
-  /* Most of the work, so that a client that comes meanwhile waits for
-   * little.
+  /* Most of the work, retiring too, so that a client that comes meanwhile
+   * waits for little; and for nothing, once it is there.
    */
-  commit (&w->committer);
+  worker_reclaim (w);
+  if (image_has_views (w->image))
+    return;
   gate_close (&w->image->gate);
   if (!w->finished && !image_has_views (w->image))
     r = writer_rest (w);

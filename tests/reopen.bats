@@ -275,3 +275,24 @@ refused ()
     serves
     stop_nbdkit
 }
+
+# With O_DIRECT the last block of a file is filled up.
+@test "what other programs write at the end of the file stays there" {
+    local image args
+    qemu-img create -q -f qcow2 disk.qcow2 8M
+    qemu-img create -q -f qcow2 -o data_file=data.raw,data_file_raw=on \
+        ext.qcow2 8M
+    truncate -s 0 data.raw
+    for image in disk ext; do
+        args=()
+        [ $image = disk ] || args=(data-file=data.raw)
+        start_nbdkit $image.qcow2 write=on lock=off cache=none "${args[@]}"
+        qemu-io -f raw -c 'write -q -P 0x61 0 100' "$uri"
+        left
+        qemu-io -f qcow2 -c 'write -q -P 2 100 412' $image.qcow2
+        stop_nbdkit
+        qemu-io -f qcow2 -c 'read -q -P 0x61 0 100' \
+            -c 'read -q -P 2 100 412' $image.qcow2
+        qemu-img check -q $image.qcow2
+    done
+}

@@ -374,11 +374,15 @@ test_refused (void)
 
 /*----- Storage of fixed size, and faults -----*/
 
+#define OLD_BYTES 1000448
+
 struct faults {
   enum log_kind kind;
   long countdown;               /* 0: none */
   int err;
   bool hit;
+  const struct qcow2_view *view; /* whose size is looked at */
+  bool told;                    /* it had changed already */
 };
 
 static int
@@ -386,6 +390,8 @@ maybe_fail (void *opaque, const struct log_event *event)
 {
   struct faults *f = opaque;
 
+  if (f->view && qcow2_view_size (f->view) != OLD_BYTES)
+    f->told = true;
   if (event->kind != f->kind || f->countdown == 0 || --f->countdown > 0)
     return 0;
   f->hit = true;
@@ -417,9 +423,9 @@ test_device (void)
 struct tally {
   unsigned nr_cases, nr_failed, nr_ended;
   unsigned nr_corrupt, nr_wrong_live, nr_wrong_closed, nr_stuck;
+  unsigned nr_told;
 };
 
-#define OLD_BYTES 1000448
 #define WRITTEN_BYTES 100000
 
 /* FROM: what comes before need not be there. */
@@ -471,9 +477,12 @@ one_fault (const struct faults *fault, struct tally *t)
       qcow2_pwrite (view, buf, WRITTEN_BYTES, 0, false) < 0)
     t->nr_wrong_live++;
 
+  f.view = view;
   f.countdown = fault->countdown;
   r = qcow2_grow (image, 3 * MiB, &error);
   f.countdown = 0;
+  f.view = NULL;
+  t->nr_told += f.told;
   t->nr_failed += r < 0;
   ended = image->writer->committer.failed;
   t->nr_ended += ended;
@@ -499,9 +508,9 @@ static void
 test_faults (const char *name, const char *make)
 {
   static const struct faults kinds_of_fault[] = {
-    { LOG_WRITE, 0, EIO, false }, { LOG_WRITE, 0, ENOSPC, false },
-    { LOG_READ, 0, EIO, false }, { LOG_FLUSH, 0, EIO, false },
-    { LOG_TRUNCATE, 0, EIO, false },
+    { .kind = LOG_WRITE, .err = EIO }, { .kind = LOG_WRITE, .err = ENOSPC },
+    { .kind = LOG_READ, .err = EIO }, { .kind = LOG_FLUSH, .err = EIO },
+    { .kind = LOG_TRUNCATE, .err = EIO },
   };
   struct tally t = { .nr_cases = 0 };
   unsigned i;
@@ -520,6 +529,7 @@ test_faults (const char *name, const char *make)
   is_int (t.nr_wrong_live, 0, "content is right");
   is_int (t.nr_wrong_closed, 0, "after closing, too");
   is_int (t.nr_corrupt, 0, "the check finds nothing");
+  is_int (t.nr_told, 0, "no view has the new size before it is durable");
   is_int (t.nr_stuck, 0, "growing goes on, but after a failed flush");
 }
 

@@ -433,6 +433,83 @@ test_gate (void)
   write_log_clear (&log);
 }
 
+/*----- What is freed when the last client leaves -----*/
+
+struct freeing {
+  struct qcow2_view *view;
+  atomic_bool hold, held, read_done;
+};
+
+static int
+hold_discards (void *opaque, const struct log_event *event)
+{
+  struct freeing *f = opaque;
+
+  if (event->kind != LOG_DISCARD || !atomic_load (&f->hold))
+    return 0;
+  atomic_store (&f->held, true);
+  while (atomic_load (&f->hold))
+    usleep (1000);
+  return 0;
+}
+
+static void *
+leave (void *opaque)
+{
+  qcow2_view_close (opaque);
+  return NULL;
+}
+
+static void *
+come_and_read (void *opaque)
+{
+  struct freeing *f = opaque;
+  char buf[512];
+
+  if (qcow2_pread (f->view, buf, sizeof buf, MiB) == 0 && buf[0] == 'd')
+    atomic_store (&f->read_done, true);
+  return NULL;
+}
+
+static void
+test_freeing (void)
+{
+  struct freeing f = { .hold = false };
+  struct qcow2_view *view;
+  pthread_t threads[2];
+  struct write_log log;
+  struct qcow2 *image;
+  unsigned i;
+  int r;
+
+  write_log_init (&log);
+  log.hook = hold_discards;
+  log.opaque = &f;
+  image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
+  view = open_view (image);
+  r = qcow2_pwrite (view, "data", 4, 0, false);
+  r = r < 0 ? r : qcow2_pwrite (view, "data", 4, MiB, true);
+  r = r < 0 ? r : qcow2_zero (view, 64 * KiB, 0, true, false, false);
+  is_int (r, 0, "a client writes, and gives up a cluster");
+  atomic_store (&f.hold, true);
+  pthread_create (&threads[0], NULL, leave, view);
+  while (!atomic_load (&f.held))
+    usleep (1000);
+  f.view = open_view (image);
+  pthread_create (&threads[1], NULL, come_and_read, &f);
+  for (i = 0; i < 500 && !atomic_load (&f.read_done); ++i)
+    usleep (10000);
+  ok (atomic_load (&f.read_done),
+      "it leaves; the next one reads while its clusters are freed");
+  atomic_store (&f.hold, false);
+  pthread_join (threads[0], NULL);
+  pthread_join (threads[1], NULL);
+  qcow2_view_close (f.view);
+  is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
+  is_int (qcow2_close (image), 0, "it can be closed");
+  write_log_clear (&log);
+}
+
 #define CREATE "qemu-img create -q -f qcow2 "
 
 int
@@ -454,5 +531,6 @@ main (void)
   test_clients ("64K clusters", CREATE "disk.qcow2 8M");
   test_clients ("4K clusters", CREATE "-o cluster_size=4k disk.qcow2 8M");
   test_gate ();
+  test_freeing ();
   return tap_done ();
 }
