@@ -33,7 +33,8 @@ print_message (void *opaque, enum qcow2_log_level level, const char *text)
 }
 
 static struct qcow2 *
-open_image (const char *create, struct write_log *log)
+open_with (const char *create, struct write_log *log,
+           enum qcow2_cache_mode cache, size_t cache_bytes)
 {
   static const char *const anywhere[] = { "/" };
   struct qcow2_options options;
@@ -43,6 +44,8 @@ open_image (const char *create, struct write_log *log)
   run_command ("rm -rf *; %s", create);
   qcow2_options_init (&options);
   options.writable = true;
+  options.cache = cache;
+  options.cache_bytes = cache_bytes;
   options.allow_dirs = anywhere;
   options.nr_allow_dirs = 1;
   options.log = print_message;
@@ -53,6 +56,13 @@ open_image (const char *create, struct write_log *log)
     exit (1);
   }
   return image;
+}
+
+static struct qcow2 *
+open_image (const char *create, struct write_log *log)
+{
+  return open_with (create, log, QCOW2_CACHE_WRITEBACK,
+                    QCOW2_DEFAULT_CACHE_BYTES);
 }
 
 static struct qcow2_view *
@@ -254,7 +264,7 @@ test_error (void)
   write_log_clear (&log);
 }
 
-/*----- Clients that come and go quickly -----*/
+/*----- Clients that come and go quickly, while the disk grows -----*/
 
 #define NR_CLIENTS 3
 
@@ -289,6 +299,8 @@ visit (struct client *c)
       r = qcow2_pwrite (view, c->model + offset, count,
                         c->nr * part + offset, random_below (&c->state, 9) ==
                         0);
+    if (r == 0 && random_below (&c->state, 9) == 0)
+      r = qcow2_flush (view);
   }
   qcow2_view_close (view);
   return r;
@@ -308,11 +320,36 @@ client (void *opaque)
   return NULL;
 }
 
+/* The disk grows meanwhile. */
+struct grower {
+  struct qcow2 *image;
+  pthread_t thread;
+  atomic_bool stop;
+  int error;
+};
+
+static void *
+grow_on (void *opaque)
+{
+  struct grower *g = opaque;
+  struct qcow2_error error;
+  uint64_t size_bytes;
+
+  for (size_bytes = DISK_BYTES; size_bytes < 100 * MiB && !g->stop &&
+       g->error == 0; size_bytes += MiB) {
+    g->error = qcow2_grow (g->image, size_bytes, &error);
+    usleep (5000);
+  }
+  return NULL;
+}
+
 static void
-test_clients (const char *name, const char *create)
+test_clients (const char *name, const char *create,
+              enum qcow2_cache_mode cache, size_t cache_bytes)
 {
   uint64_t part = DISK_BYTES / NR_CLIENTS / 512 * 512, bytes;
-  struct qcow2 *image = open_image (create, NULL);
+  struct qcow2 *image = open_with (create, NULL, cache, cache_bytes);
+  struct grower grower = { .image = image };
   struct client clients[NR_CLIENTS];
   unsigned i, nr_wrong = 0;
   uint8_t *now;
@@ -325,11 +362,16 @@ test_clients (const char *name, const char *create)
     };
     pthread_create (&clients[i].thread, NULL, client, &clients[i]);
   }
+  pthread_create (&grower.thread, NULL, grow_on, &grower);
   for (i = 0; i < NR_CLIENTS; ++i) {
     pthread_join (clients[i].thread, NULL);
     r = r < 0 ? r : clients[i].error;
   }
-  is_int (r, 0, "%s: clients come and go, and write", name);
+  atomic_store (&grower.stop, true);
+  pthread_join (grower.thread, NULL);
+  r = r < 0 ? r : grower.error;
+  is_int (r, 0, "%s: clients come and go, and write, while the disk grows",
+          name);
   is_int (qemu_check ("disk.qcow2"), 0, "the check is clean when all left");
   now = qemu_content ("disk.qcow2", NULL, &bytes);
   for (i = 0; i < NR_CLIENTS; ++i) {
@@ -528,8 +570,13 @@ main (void)
   test_tail ();
   test_readers ();
   test_error ();
-  test_clients ("64K clusters", CREATE "disk.qcow2 8M");
-  test_clients ("4K clusters", CREATE "-o cluster_size=4k disk.qcow2 8M");
+  test_clients ("64K clusters", CREATE "disk.qcow2 8M",
+                QCOW2_CACHE_WRITEBACK, QCOW2_DEFAULT_CACHE_BYTES);
+  test_clients ("4K clusters, a small cache", CREATE "-o cluster_size=4k "
+                "disk.qcow2 8M", QCOW2_CACHE_WRITEBACK, 64 * KiB);
+  test_clients ("O_DIRECT, lazy refcounts, 512-byte clusters, a small cache",
+                CREATE "-o cluster_size=512,lazy_refcounts=on disk.qcow2 8M",
+                QCOW2_CACHE_NONE, 64 * KiB);
   test_gate ();
   test_freeing ();
   return tap_done ();
