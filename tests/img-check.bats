@@ -11,7 +11,7 @@ setup () { img_setup; }
 # same_check ARG ...: for people and programs.
 same_check ()
 {
-    twin check "$@" && twin check --output=json "$@" && twin check -q "$@"
+    twin check "$@" && twin check --output=json "$@"
 }
 
 # An image whose metadata lies where the tests want it:
@@ -55,7 +55,8 @@ same_verdict ()
         # shellcheck disable=SC2086
         make_image disk.qcow2 $kind
         same_check disk.qcow2 || fail "kind: $kind"
-        [ "$status" -eq 0 ] && [ ! -s err ]
+        [ "$status" -eq 0 ]
+        [ ! -s err ]
     done <<'END'
 version=2
 version=3 compression=zlib
@@ -102,16 +103,19 @@ END
     [ "$status" -eq 3 ]
 }
 
-@test "an empty disk" {
+@test "an empty disk; -q" {
     qemu-img create -q -f qcow2 disk.qcow2 0
     same_check disk.qcow2
+    twin check -q disk.qcow2
+    damaged $((0x40008)) 8 0
+    twin check -q disk.qcow2
+    twin check -q --output=json disk.qcow2
+    [ ! -s out ]
+    grep -q 'Leaked cluster 6' err
 }
 
 @test "leaks: status 3" {
-    damaged $((0x20010)) 2 1 $((0x20012)) 2 0
-    qemu-img create -q -f qcow2 disk.qcow2 4M
-    qemu-io -f qcow2 -c 'write -q 0 128k' disk.qcow2
-    put_number disk.qcow2 $((0x40008)) 8 0
+    damaged $((0x40008)) 8 0
     same_check disk.qcow2
     [ "$status" -eq 3 ]
     cmp err err.qemu
@@ -202,7 +206,7 @@ END
     same_verdict
     [ "$status" -eq 1 ]
     grep -q '^qcow2-img: Check failed' err
-    grep -q '9 internal errors\|8 internal errors' out
+    grep -q '^8 internal errors' out
     refuses 1 "'none.qcow2': No such file" check none.qcow2
     refuses 1 'Expecting one image file name' check
     refuses 1 'Expecting one image file name' check disk.qcow2 disk.qcow2
@@ -229,7 +233,8 @@ END
     hold_open disk.qcow2
     refuses 1 'Failed to get shared "write" lock' check disk.qcow2
     run_img check -U disk.qcow2
-    [ "$status" -eq 0 ] && [ ! -s err ]
+    [ "$status" -eq 0 ]
+    [ ! -s err ]
     let_go
     qemu-img create -q -f qcow2 -b disk.qcow2 -F qcow2 top.qcow2
     same_check top.qcow2
@@ -243,7 +248,7 @@ END
     qemu-io -f qcow2 -c 'write -q 0 64k' disk.qcow2
     l1=$(xxd -p -s 40 -l 8 disk.qcow2)
     entry=$(xxd -p -s $((0x$l1)) -l 8 disk.qcow2)
-    for _ in {1..20000}; do printf %s "$entry"; done | xxd -r -p |
+    yes "$entry" | head -n 200000 | tr -d '\n' | xxd -r -p |
         dd of=disk.qcow2 bs=1M oflag=seek_bytes seek=$((0x$l1)) conv=notrunc \
             status=none
     status=0
