@@ -187,6 +187,34 @@ END
     done
 }
 
+@test "snapshots: tables of theirs that can't be right" {
+    simple_image
+    qemu-img snapshot -c one disk.qcow2
+    qemu-io -f qcow2 -c 'write -q 0 64k' disk.qcow2
+    qemu-img snapshot -c two disk.qcow2
+    same_check disk.qcow2
+    [ "$status" -eq 0 ]
+    mv disk.qcow2 clean.qcow2
+    table=$((0x$(xxd -p -s 64 -l 8 clean.qcow2)))
+    l1=$((0x$(xxd -p -s $table -l 8 clean.qcow2)))
+    while read -r at bytes number wanted; do
+        cp clean.qcow2 disk.qcow2
+        put_number disk.qcow2 "$at" "$bytes" "$number"
+        same_check disk.qcow2
+        [ "$status" -eq "$wanted" ]
+    done <<END
+$table 8 $((l1 + 512)) 2
+$table 8 $((1 << 40)) 2
+$((table + 8)) 4 $((0xffffffff)) 2
+$l1 8 $((1 << 40)) 2
+$l1 8 0 3
+END
+    # Where nothing can be opened there is one message.
+    cp clean.qcow2 disk.qcow2
+    put_number disk.qcow2 40 8 $((1 << 40))
+    refuses 1 'active L1 table .* past the end' check disk.qcow2
+}
+
 @test "entries misaligned, or with reserved bits: the same verdict" {
     damaged $((0x40000)) 8 $((1 << 63 | 0x50200))
     same_verdict
