@@ -10,6 +10,7 @@
 #define IMG_COMMAND_H
 
 #define IMG_COMMANDS(COMMAND) \
+  COMMAND (check) \
   COMMAND (compare) \
   COMMAND (info) \
   COMMAND (map) \

@@ -415,6 +415,39 @@ extern int qcow2_measure (struct qcow2_view *view, uint64_t size_bytes,
 extern uint64_t qcow2_measure_bitmaps (const struct qcow2_info *info,
                                        uint64_t cluster_bytes);
 
+/*----- Checking -----*/
+
+/* Counted as `qemu-img check' counts. */
+struct qcow2_check_result {
+  uint64_t corruptions;         /* refcounts too low, wrong COPIED flags, bad
+                                   entries */
+  uint64_t leaks;               /* clusters whose refcount is too high */
+  uint64_t check_errors;        /* what could not be checked */
+  uint64_t image_end_bytes;     /* where the last cluster in use ends */
+
+  /* Of the active layer. */
+  uint64_t total_clusters;      /* of the disk */
+  uint64_t allocated_clusters;
+  uint64_t fragmented_clusters; /* compressed, or not behind the one before */
+  uint64_t compressed_clusters;
+};
+
+/* Called with a text without newline for each finding. */
+typedef void qcow2_check_fn (void *opaque, const char *text);
+
+/* Is the metadata of the image consistent?  It is open for reading (else
+ * -EBUSY), and no other call on IMAGE changes it meanwhile.  Its backing
+ * and data files are not looked at.  FN (may be NULL) is told what is
+ * wrong, RESULT counts it, and nothing is changed.
+ *
+ * Takes 4 1/4 bytes of memory for each cluster of the file (none where
+ * nothing is referenced), 4 MiB and two clusters; -EFBIG, if that would
+ * be more than about 1 GiB.  -ENOTSUP: a raw image.
+ */
+extern int qcow2_check (struct qcow2 *image, qcow2_check_fn *fn,
+                        void *opaque, struct qcow2_check_result *result,
+                        struct qcow2_error *error);
+
 /*----- Writing -----*/
 
 /* Only the active layer of an image that is open for writing. */

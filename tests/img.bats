@@ -72,6 +72,8 @@ compare a.qcow2
 compare a.qcow2 a.qcow2 a.qcow2
 measure
 measure a.qcow2 a.qcow2
+check
+check --output=xml a.qcow2
 END
 }
 
@@ -86,7 +88,7 @@ END
 
 @test "output that can't be written is an error" {
     qemu-img create -q -f qcow2 a.qcow2 1M
-    for command in info map "measure -O qcow2"; do
+    for command in info map check "measure -O qcow2"; do
         status=0
         # shellcheck disable=SC2086
         "$img" $command a.qcow2 > /dev/full 2> err || status=$?
