@@ -321,18 +321,13 @@ start_server ()
   local qemu=(qemu-nbd -e 16 --aio=io_uring --cache=writeback --discard=unmap
               --persistent -k "$socket" --pid-file="$pidfile")
   local nbdkit=(nbdkit -f -U "$socket" -P "$pidfile")
-  local write=()
-  if [ $writable = no ]; then
-    qemu+=(-r) nbdkit+=(-r)
-  else
-    write=(write=on)
-  fi
+  [ $writable = yes ] || { qemu+=(-r) nbdkit+=(-r); }
   [ -z "$fresh" ] || local image=work.qcow2 raw=work.raw
   make_fresh "$1"
 
   case $1 in
     ours) command=("${nbdkit[@]}" "$BENCH_PLUGIN" file="$images/$image"
-                   "${write[@]}" "${ours_extra[@]}") ;;
+                   "${ours_extra[@]}") ;;
     raw) command=("${nbdkit[@]}" file "$images/$raw") ;;
     qemu)
       if [ -n "$l2_cache" ]; then
