@@ -147,6 +147,8 @@ END
 -O qcow2 --size 1M -o nonsense=1
 -O raw --size 1M -o cluster_size=64k
 -O qcow2 --size 1M -o cluster_size=1000
+-O qcow2 --size 1M -o ,size=1
+-O raw --size 1M -o ,size=1
 -O qcow2 --size 1M -o cluster_size=4M
 -O qcow2 --size 1M -o cluster_size=x
 -O qcow2 --size 1M -o refcount_bits=3
