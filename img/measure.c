@@ -133,7 +133,7 @@ static int
 measure_disk (const struct img_image *image, uint64_t size_bytes,
               const struct img_measure_options *o, struct answer *answer)
 {
-  struct qcow2_measure_options engine = o->engine;
+  struct qcow2_measure_options engine;
   struct qcow2_error error;
   int r;
 
@@ -142,8 +142,9 @@ measure_disk (const struct img_image *image, uint64_t size_bytes,
     answer->size.fully_allocated_bytes = size_bytes;
     return 0;
   }
+  img_measure_options_engine (o, &engine);
   /* How much the backing file will give is not known. */
-  if (image && o->has_backing)
+  if (image && o->create.backing_file)
     engine.all_data = true;
   r = qcow2_measure (image ? image->view : NULL, size_bytes, &engine,
                      &answer->size, &error);
@@ -162,7 +163,7 @@ measure_bitmaps (const struct img_options *options,
   struct qcow2_error error;
   struct qcow2_info *info;
 
-  if (!o->is_qcow2 || o->version < 3)
+  if (!o->is_qcow2 || o->create.version < 3)
     return 0;
   engine.format = options->format;
   if (qcow2_info_read (options->files[0], &engine, false, &info,
@@ -173,7 +174,7 @@ measure_bitmaps (const struct img_options *options,
   answer->has_bitmaps = !info->is_raw && info->version >= 3;
   if (answer->has_bitmaps)
     answer->bitmap_bytes =
-      qcow2_measure_bitmaps (info, o->engine.cluster_bytes);
+      qcow2_measure_bitmaps (info, o->create.cluster_bytes);
   qcow2_info_free (info);
   return 0;
 }
@@ -197,22 +198,33 @@ measure_file (const struct img_options *options,
 }
 
 static int
+measure_with (const struct img_options *options,
+              const struct request *request, struct img_measure_options *o,
+              struct answer *answer)
+{
+  if (request->option_text &&
+      img_measure_options_parse (o, request->option_text) < 0)
+    return -1;
+  if (img_measure_options_check (o) < 0)
+    return -1;
+  if (options->nr_files == 1)
+    return measure_file (options, request, o, answer);
+  return measure_disk (NULL, (request->size_bytes + 511) / 512 * 512, o,
+                       answer);
+}
+
+static int
 measure (const struct img_options *options, const struct request *request,
          struct answer *answer)
 {
   struct img_measure_options o;
+  int r;
 
-  if (img_measure_options_init (&o, request->format) < 0)
-    return -1;
-  if (request->option_text &&
-      img_measure_options_parse (&o, request->option_text) < 0)
-    return -1;
-  if (img_measure_options_check (&o) < 0)
-    return -1;
-  if (options->nr_files == 1)
-    return measure_file (options, request, &o, answer);
-  return measure_disk (NULL, (request->size_bytes + 511) / 512 * 512, &o,
-                       answer);
+  r = img_measure_options_init (&o, request->format);
+  if (r == 0)
+    r = measure_with (options, request, &o, answer);
+  img_measure_options_clear (&o);
+  return r;
 }
 
 /*----- The command -----*/

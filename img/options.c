@@ -87,18 +87,28 @@ set_output (struct img_options *options, const char *value)
   options->json = strcmp (value, "json") == 0;
 }
 
-/* To read through the page cache is what all but two modes do. */
 static void
-set_src_cache (const struct img_command *command, const char *value)
+set_src_cache (const struct img_command *command, const char *value,
+               struct qcow2_options *engine)
 {
-  if (strcmp (value, "writeback") == 0 ||
-      strcmp (value, "writethrough") == 0 || strcmp (value, "unsafe") == 0)
-    return;
-  if (strcmp (value, "none") == 0 || strcmp (value, "directsync") == 0)
-    img_error ("The source cache option '%s' is not supported: images are "
-               "read through the page cache", value);
-  else
-    img_error ("Invalid source cache option: %s", value);
+  static const struct {
+    const char *name;
+    enum qcow2_cache_mode mode;
+  } modes[] = {
+    { "directsync", QCOW2_CACHE_DIRECTSYNC },
+    { "none", QCOW2_CACHE_NONE },
+    { "unsafe", QCOW2_CACHE_UNSAFE },
+    { "writeback", QCOW2_CACHE_WRITEBACK },
+    { "writethrough", QCOW2_CACHE_WRITETHROUGH },
+  };
+  size_t i;
+
+  for (i = 0; i < sizeof modes / sizeof modes[0]; ++i)
+    if (strcmp (value, modes[i].name) == 0) {
+      engine->cache = modes[i].mode;
+      return;
+    }
+  img_error ("Invalid source cache option: %s", value);
   exit (command->error_status);
 }
 
@@ -150,7 +160,7 @@ set_shared (const struct img_command *command, int id, const char *value,
   case 'U': options->engine.lock = false; break;
   case 'p': options->progress = true; break;
   case 'q': options->quiet = true; break;
-  case 'T': set_src_cache (command, value); break;
+  case 'T': set_src_cache (command, value, &options->engine); break;
   case ALLOW_DIR: add_allow_dir (&options->engine, value); break;
   case DATA_FILE: options->engine.data_file = value; break;
   case BACKING_FORMAT: set_backing_format (&options->engine, value); break;

@@ -42,8 +42,9 @@ enum img_shared {
 #define IMG_HELP_QUIET \
   "  -q                    print nothing but errors\n"
 #define IMG_HELP_SRC_CACHE \
-  "  -T CACHE              writeback (default), writethrough or unsafe,\n" \
-  "                        which are the same for reading\n"
+  "  -T CACHE              none or directsync: read past the page cache;\n" \
+  "                        writeback (default), writethrough or unsafe:\n" \
+  "                        through it\n"
 #define IMG_HELP_FILES \
   "  --allow-dir=DIR|none  the image may name files in DIR\n" \
   "  --data-file=FILE      the image's external data file\n" \

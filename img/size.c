@@ -30,8 +30,9 @@ parse_fraction (const char **text, long double *fraction)
   return 1;
 }
 
-int
-img_size_parse (const char *text, uint64_t max, uint64_t *bytes)
+/* -EINVAL if TEXT is no size, -ERANGE if it is too large. */
+static int
+parse (const char *text, uint64_t *bytes)
 {
   long double fraction, value;
   unsigned shift = 0;
@@ -70,7 +71,7 @@ img_size_parse (const char *text, uint64_t max, uint64_t *bytes)
   if (n > (UINT64_MAX - (uint64_t) value) >> shift)
     return -ERANGE;
   n = (n << shift) + (uint64_t) value;
-  if (n > max)
+  if (n > INT64_MAX)
     return -ERANGE;
   *bytes = n;
   return 0;
@@ -79,7 +80,7 @@ img_size_parse (const char *text, uint64_t max, uint64_t *bytes)
 int
 img_size_option (const char *what, const char *text, uint64_t *bytes)
 {
-  int r = img_size_parse (text, INT64_MAX, bytes);
+  int r = parse (text, bytes);
 
   if (r == -ERANGE)
     img_error ("Invalid %s specified. Must be between 0 and %" PRId64 ".",

@@ -8,14 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Parse TEXT: a number of bytes, or one with a suffix (b, k, M, G, T, P, E,
- * powers of 1024), which may have a fraction then; or hexadecimal behind
- * 0x.  -EINVAL if it is none, -ERANGE if it is larger than MAX.
- */
-extern int img_size_parse (const char *text, uint64_t max, uint64_t *bytes);
-
-/* The same up to INT64_MAX for a command line, where it is called WHAT:
- * reports what is wrong and returns -1.
+/* Parse TEXT of a command line, where it is called WHAT: a number of bytes, or
+ * one with a suffix (b, k, M, G, T, P, E, powers of 1024), which may have a
+ * fraction then; or hexadecimal behind 0x; up to INT64_MAX.  Reports what is
+ * wrong and returns -1.
  */
 extern int img_size_option (const char *what, const char *text,
                             uint64_t *bytes);

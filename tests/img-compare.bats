@@ -222,6 +222,34 @@ END
     expect 0 a.qcow2 a.qcow2
 }
 
+# cached_bytes FILE: of it in the page cache.
+cached_bytes ()
+{
+    fincore --noheadings --bytes --output RES "$1" | tr -d ' '
+}
+
+@test "-T none and directsync read past the page cache, others through it" {
+    qemu-img create -q -f qcow2 one.qcow2 4M
+    qemu-io -f qcow2 -c 'write -q -P 1 0 4M' one.qcow2
+    cp one.qcow2 two.qcow2
+    sync one.qcow2 two.qcow2
+    for cache in none directsync writeback writethrough unsafe; do
+        for file in one.qcow2 two.qcow2; do
+            dd of=$file oflag=nocache conv=notrunc count=0 status=none
+            [ "$(cached_bytes $file)" -eq 0 ]
+        done
+        run_img compare -T $cache one.qcow2 two.qcow2
+        [ "$status" -eq 0 ]
+        for file in one.qcow2 two.qcow2; do
+            case $cache in
+                none | directsync) [ "$(cached_bytes $file)" -eq 0 ] ;;
+                *) [ "$(cached_bytes $file)" -ge 4194304 ] ;;
+            esac
+        done
+        expect 0 -T $cache one.qcow2 two.qcow2
+    done
+}
+
 @test "errors: statuses 2, 3 and 4, one message" {
     qemu-img create -q -f qcow2 good.qcow2 4M
     qemu-io -f qcow2 -c 'write -q -P 1 0 4M' good.qcow2
@@ -235,9 +263,6 @@ END
     expect 2 -T nonsense good.qcow2 good.qcow2
     refuses 2 'Invalid source cache option: nonsense' \
         compare -T nonsense good.qcow2 good.qcow2
-    refuses 2 "option 'none' is not supported" \
-        compare -T none good.qcow2 good.qcow2
-    expect 0 -T writeback good.qcow2 good.qcow2
 
     # Metadata: the map.
     cp good.qcow2 bad.qcow2

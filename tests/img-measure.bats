@@ -147,6 +147,8 @@ END
 -O qcow2 --size 1M -o nonsense=1
 -O raw --size 1M -o cluster_size=64k
 -O qcow2 --size 1M -o cluster_size=1000
+-O qcow2 --size 1M -o ,size=1
+-O raw --size 1M -o ,size=1
 -O qcow2 --size 1M -o cluster_size=4M
 -O qcow2 --size 1M -o cluster_size=x
 -O qcow2 --size 1M -o refcount_bits=3
@@ -171,9 +173,12 @@ END
 -o cluster_size=4k -o refcount_bits=64
 -o cluster_size=4k,cluster_size=8k
 -o lazy_refcounts=on,data_file=x,data_file_raw=on,size=5
--o nocow=on
 END
-    refuses 1 "Parameter 'encrypt.format': encrypted images" \
+    measure -O raw --size 1G -o nocow=on,extent_size_hint=1M,size=5
+    [ "$status" -eq 0 ]
+    refuses 1 "Parameter 'nocow' of QEMU's driver for files" \
+        measure -O qcow2 --size 1M -o nocow=on
+    refuses 1 "Parameter 'encrypt.format': encryption is not" \
         measure -O qcow2 --size 1M -o encrypt.format=luks
 }
 
