@@ -101,7 +101,8 @@ end (struct logging *l, struct log_event *e, int r)
   pthread_mutex_lock (&log->lock);
   e->end = write_log_tick (log);
   e->failed = r < 0;
-  if (r < 0 && (e->kind == LOG_FLUSH || e->durable))
+  /* A durable write that finds no room fails before it comes to flushing. */
+  if (r < 0 && (e->kind == LOG_FLUSH || (e->durable && r != -ENOSPC)))
     lose_locked (log, e);
   pthread_mutex_unlock (&log->lock);
 }
