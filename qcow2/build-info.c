@@ -8,9 +8,10 @@
 static const char *
 features (void)
 {
-  return codec_find (COMPRESSION_ZSTD) ?
-    "read,write,snapshots,backing,data-file,extended-l2,zlib,zstd" :
-    "read,write,snapshots,backing,data-file,extended-l2,zlib";
+#define FEATURES "read,write,create,repair,lazy-refcounts,snapshots," \
+    "backing,data-file,extended-l2,zlib"
+
+  return codec_find (COMPRESSION_ZSTD) ? FEATURES ",zstd" : FEATURES;
 }
 
 bool
