@@ -5,12 +5,12 @@
 #include "codec.h"
 #include "qcow2.h"
 
+#define FEATURES "read,write,create,repair,lazy-refcounts,snapshots," \
+  "backing,data-file,extended-l2,zlib"
+
 static const char *
 features (void)
 {
-#define FEATURES "read,write,create,repair,lazy-refcounts,snapshots," \
-    "backing,data-file,extended-l2,zlib"
-
   return codec_find (COMPRESSION_ZSTD) ? FEATURES ",zstd" : FEATURES;
 }
 
