@@ -208,7 +208,7 @@ bench: deps
 TESTS =
 SHORT =
 SANITIZE_SHORT := test-backing-name test-bad-entry test-bad-header test-chain \
-	test-cluster-cache test-codec test-fuzz test-open-faults \
+	test-cluster-cache test-codec test-fuzz test-fuzz-write test-open-faults \
 	test-read-threads test-slice-cache extents plugin img-compare img-map
 VALGRIND_SHORT := test-backing-name test-bad-header test-chain test-codec \
 	test-cluster-cache test-open-faults test-read-threads \
@@ -249,12 +249,15 @@ check-valgrind: deps
 	@BUILD_DIR=build tests/run --valgrind $(valgrind_tests)
 
 # Mutated images for some minutes; each seed is one that can be run again.
+FUZZERS = build/asan/tests/test-fuzz build/asan/tests/test-fuzz-write
 FUZZ_RUNS = 1000000
 FUZZ_SEED = $(shell date +%s)
 
 fuzz: deps
-	@$(SUBMAKE) VARIANT=asan build/asan/tests/test-fuzz
-	@FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SEED=$(FUZZ_SEED) build/asan/tests/test-fuzz
+	@$(SUBMAKE) VARIANT=asan $(FUZZERS)
+	@for test in $(FUZZERS); do \
+	    FUZZ_RUNS=$(FUZZ_RUNS) FUZZ_SEED=$(FUZZ_SEED) $$test || exit; \
+	done
 
 # The random tests of writing, for hours rather than a minute.
 SOAK_SEEDS = 3000

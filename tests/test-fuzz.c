@@ -5,136 +5,19 @@
  * its extents never call data zero.
  *
  * Mutants live in memory, behind the storage hook; only the pristine
- * files are on disk.  A child process goes through them, so that the
- * parent can tell which one killed it.  Mutant N is made from seed
- * FUZZ_SEED + N alone: FUZZ_RUNS=1 FUZZ_SEED=that runs it again.
+ * files are on disk.
  */
 
-#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
-#include "fuzz-base.h"
+#include "fuzz-mutant.h"
 #include "qcow2/qcow2.h"
 #include "scratch-dir.h"
 #include "tap.h"
 
-#define DEFAULT_RUNS 6000
-#define DEFAULT_SECONDS 15      /* no further mutants after that */
-#define MUTANT_SECONDS 20       /* for one of them; sanitizers are slow */
-#ifdef __SANITIZE_ADDRESS__
-#define MAX_MEMORY_BYTES (INT64_C (768) << 20) /* it keeps what is freed */
-#else
-#define MAX_MEMORY_BYTES (INT64_C (256) << 20)
-#endif
 #define READ_BYTES (256 << 10)
-
-/*----- Random numbers -----*/
-
-static uint64_t rng_state;
-
-static uint64_t
-rng (void)
-{
-  uint64_t z = rng_state += UINT64_C (0x9e3779b97f4a7c15);
-
-  z = (z ^ z >> 30) * UINT64_C (0xbf58476d1ce4e5b9);
-  z = (z ^ z >> 27) * UINT64_C (0x94d049bb133111eb);
-  return z ^ z >> 31;
-}
-
-static uint64_t
-rng_below (uint64_t n)
-{
-  return rng () % n;
-}
-
-/*----- Mutation -----*/
-
-static uint8_t *mutant;         /* room for the largest base */
-static size_t mutant_bytes;
-
-static void
-store (uint64_t offset, unsigned width, uint64_t value)
-{
-  uint64_t be = htobe64 (value);
-
-  if (offset + width <= mutant_bytes)
-    memcpy (mutant + offset, (char *) &be + 8 - width, width);
-}
-
-/* A number that is likely to be a limit of something. */
-static uint64_t
-interesting (void)
-{
-  uint64_t power = UINT64_C (1) << rng_below (64);
-
-  switch (rng_below (8)) {
-  case 0: return 0;
-  case 1: return UINT64_MAX;
-  case 2: return power - 1;
-  case 3: return power + 1;
-  case 4: return mutant_bytes & ~UINT64_C (511);
-  case 5: return rng_below (mutant_bytes) & ~UINT64_C (4095);
-  case 6: return rng ();
-  default: return power;
-  }
-}
-
-static void
-mutate_once (const struct fuzz_base *b)
-{
-  const struct fuzz_range *range = &b->ranges[rng_below (b->nr_ranges)];
-  uint64_t offset = range->offset + rng_below (range->bytes);
-  unsigned width = 1u << rng_below (4);
-  uint64_t field = offset & ~(uint64_t) (width - 1);
-
-  if (offset >= mutant_bytes)
-    return;
-  switch (rng_below (8)) {
-  case 0:
-    mutant[offset] = (uint8_t) rng ();
-    break;
-  case 1:
-  case 2:
-    mutant[offset] ^= (uint8_t) (1u << rng_below (8));
-    break;
-  case 3:
-  case 4:
-    store (field, width, interesting ());
-    break;
-  case 5:                       /* a little more or less */
-    store (field, width, fuzz_base_number (b, field, width) + rng_below (17) - 8);
-    break;
-  case 6:                       /* a copy from elsewhere */
-    store (field, width, fuzz_base_number (b, rng_below (b->nr_bytes) & ~UINT64_C (7),
-                               width));
-    break;
-  default:                      /* the file is cut off */
-    if (rng_below (4) == 0)
-      mutant_bytes = rng_below (mutant_bytes) + 1;
-  }
-}
-
-static const struct fuzz_base *
-make_mutant (uint64_t seed)
-{
-  const struct fuzz_base *b;
-  uint64_t n;
-
-  rng_state = seed;
-  b = &fuzz_bases[rng_below (FUZZ_NR_BASES)];
-  memcpy (mutant, b->bytes, b->nr_bytes);
-  mutant_bytes = b->nr_bytes;
-  for (n = 1 + rng_below (4); n > 0; --n)
-    mutate_once (b);
-  return b;
-}
 
 /*----- The mutant as a storage -----*/
 
@@ -208,7 +91,6 @@ wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
 /* Shared with the parent. */
 struct report {
   uint64_t seed;                /* of the mutant at work */
-  unsigned nr_runs;
   unsigned nr_infos, nr_opened, nr_views, nr_read;
   unsigned nr_lies;             /* extents called data zero */
   unsigned nr_different;        /* a second read gave something else */
@@ -292,7 +174,7 @@ read_twice (struct qcow2_view *view, size_t count)
   for (done = 0; done < count; done += n) {
     int r2;
 
-    n = 1 + rng_below (50000);
+    n = 1 + fuzz_random_below (50000);
     if (n > count - done)
       n = count - done;
     r2 = qcow2_pread (view, again + done, n, done);
@@ -334,7 +216,7 @@ use_view (struct qcow2_view *view)
   qcow2_extents (view, max, size - max, ignore_extent, NULL);
   qcow2_prefetch (view, max, 0);
   for (i = 0; i < 8; ++i) {
-    uint64_t offset = rng_below (size);
+    uint64_t offset = fuzz_random_below (size);
     uint64_t left = size - offset;
 
     qcow2_pread (view, content, left < 5000 ? (size_t) left : 5000, offset);
@@ -399,6 +281,7 @@ run_mutant (uint64_t seed)
   struct qcow2 *image;
   int r;
 
+  report->seed = seed;
   qcow2_options_init (&options);
   options.lock = false;
   options.cache_bytes = options.compressed_cache_bytes = 128 << 10;
@@ -417,83 +300,26 @@ run_mutant (uint64_t seed)
   }
 }
 
-/*----- Running -----*/
-
-static uint64_t
-number_of (const char *variable, uint64_t otherwise)
-{
-  const char *value = getenv (variable);
-
-  return value ? strtoull (value, NULL, 0) : otherwise;
-}
-
-static void
-run_all (uint64_t seed, uint64_t nr_runs, bool limited)
-{
-  time_t start = time (NULL);
-  uint64_t i;
-
-  for (i = 0; i < nr_runs; ++i) {
-    if (limited && time (NULL) - start > DEFAULT_SECONDS)
-      break;
-    report->seed = seed + i;
-    alarm (MUTANT_SECONDS);
-    run_mutant (seed + i);
-    report->nr_runs++;
-  }
-}
-
-static int
-run_in_child (uint64_t seed, uint64_t nr_runs, bool limited,
-              struct rusage *usage)
-{
-  pid_t pid;
-  int status;
-
-  fflush (stdout);
-  pid = fork ();
-  must (pid != -1, "fork");
-  if (pid == 0) {
-    run_all (seed, nr_runs, limited);
-    exit (0);                   /* not _exit, for the leak checkers */
-  }
-  must (wait4 (pid, &status, 0, usage) == pid, "wait4");
-  return status;
-}
-
 int
 main (void)
 {
-  uint64_t seed = number_of ("FUZZ_SEED", 20240607);
-  uint64_t nr_runs = number_of ("FUZZ_RUNS", DEFAULT_RUNS);
-  bool limited = !getenv ("FUZZ_RUNS");
-  struct rusage usage;
-  size_t i, largest = 0;
-  int status;
+  struct fuzz_result result;
 
   scratch_dir_enter ();
-  fuzz_bases_make ();
-  for (i = 0; i < FUZZ_NR_BASES; ++i)
-    if (fuzz_bases[i].nr_bytes > largest)
-      largest = fuzz_bases[i].nr_bytes;
-  mutant = malloc (largest);
+  fuzz_begin ();
   report = mmap (NULL, sizeof *report, PROT_READ | PROT_WRITE,
                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  must (mutant && report != MAP_FAILED, "memory");
+  must (report != MAP_FAILED, "memory");
 
-  status = run_in_child (seed, nr_runs, limited, &usage);
+  fuzz_run (run_mutant, &result);
   printf ("# FUZZ_SEED=%" PRIu64 ": %u mutants, %u described, %u "
-          "opened, %u disks, of which %u were read whole\n", seed,
-          report->nr_runs, report->nr_infos, report->nr_opened,
-          report->nr_views, report->nr_read);
-  if (!ok (status == 0, "nothing crashed, hung or leaked"))
-    printf ("# status %#x, at work: FUZZ_RUNS=1 FUZZ_SEED=%" PRIu64 "\n",
-            (unsigned) status, report->seed);
+          "opened, %u disks, of which %u were read whole\n",
+          result.first_seed, result.nr_runs, report->nr_infos,
+          report->nr_opened, report->nr_views, report->nr_read);
+  fuzz_report (&result);
   is_int (report->nr_lies, 0, "extents tell the truth");
   is_int (report->nr_different, 0, "what is read once is read again");
   is_int (report->nr_odd_errors, 0, "errors are those of bad images");
-  ok (usage.ru_maxrss * INT64_C (1024) < MAX_MEMORY_BYTES,
-      "at most %ld KiB of memory", usage.ru_maxrss);
   if (report->first_bad_seed)
     printf ("# first bad one: FUZZ_RUNS=1 FUZZ_SEED=%" PRIu64 "\n",
             report->first_bad_seed);

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Images whose metadata was mutated at random are opened for writing, and
+ * written to in all ways: the engine neither crashes nor hangs nor eats
+ * memory, and its errors are those of bad images.  Half of the mutants are
+ * dirty, so that they are repaired first, if they can be.
+ *
+ * A mutant is a file.  How large a file may become is limited, so that one
+ * which claims to be huge finds an end.
+ */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+#include "fuzz-mutant.h"
+#include "qcow2/qcow2.h"
+#include "scratch-dir.h"
+#include "tap.h"
+
+#define MAX_FILE_BYTES (64 << 20)
+#define MAX_REQUEST_BYTES (300 << 10)
+#define NR_REQUESTS 12
+
+/* Where the low byte of the incompatible features is. */
+#define INCOMPATIBLE_LOW 79
+
+/* Shared with the parent. */
+struct report {
+  unsigned nr_writable, nr_changed, nr_refused, nr_closed_badly;
+  unsigned nr_odd_errors;
+  uint64_t first_bad_seed;
+};
+
+static struct report *report;
+static uint64_t seed_at_work;
+static uint8_t buf[MAX_REQUEST_BYTES];
+
+static void
+check_error (int r)
+{
+  switch (r) {
+  case -EIO: case -EINVAL: case -ENOTSUP: case -EFBIG: case -ENOSPC:
+  case -EROFS: case -ENOENT: case -ENOMEM: case -ELOOP:
+  case -EACCES:
+    return;
+  }
+  printf ("# seed %" PRIu64 ": error %d\n", seed_at_work, r);
+  report->nr_odd_errors++;
+  if (!report->first_bad_seed)
+    report->first_bad_seed = seed_at_work;
+}
+
+static int
+request (struct qcow2 *image, struct qcow2_view *view)
+{
+  uint64_t size_bytes = qcow2_view_size (view);
+  uint64_t offset = fuzz_random_below (size_bytes);
+  uint64_t count = 1 + fuzz_random_below (MAX_REQUEST_BYTES);
+  bool fua = fuzz_random_below (8) == 0;
+  struct qcow2_error error;
+
+  if (count > size_bytes - offset)
+    count = size_bytes - offset;
+  switch (fuzz_random_below (10)) {
+  case 0: return qcow2_flush (view);
+  case 1: return qcow2_trim (view, count, offset, fua);
+  case 2:
+    return qcow2_zero (view, count, offset, fuzz_random_below (2),
+                       fuzz_random_below (2), fua);
+  case 3:
+    return qcow2_grow (image, size_bytes + fuzz_random_below (1 << 20),
+                       &error);
+  case 4: return qcow2_pread (view, buf, count, offset);
+  default: return qcow2_pwrite (view, buf, count, offset, fua);
+  }
+}
+
+static void
+use_image (struct qcow2 *image)
+{
+  struct qcow2_view *view;
+  struct qcow2_error error;
+  unsigned i;
+  int r;
+
+  r = qcow2_view_open (image, QCOW2_ACTIVE, &view, &error);
+  if (r < 0) {
+    check_error (r);
+    return;
+  }
+  report->nr_writable += qcow2_view_can_write (view);
+  for (i = 0; i < NR_REQUESTS && qcow2_view_size (view) > 0; ++i) {
+    r = request (image, view);
+    report->nr_changed += r >= 0;
+    report->nr_refused += r < 0;
+    if (r < 0)
+      check_error (r);
+  }
+  qcow2_view_close (view);
+}
+
+static void
+write_mutant (void)
+{
+  FILE *f = fopen ("mutant.qcow2", "w");
+
+  if (fuzz_random_below (2) && mutant_bytes > INCOMPATIBLE_LOW)
+    mutant[INCOMPATIBLE_LOW] |= 1;
+  must (f && fwrite (mutant, 1, mutant_bytes, f) == mutant_bytes &&
+        fclose (f) == 0, "mutant.qcow2");
+}
+
+static void
+log_nothing (void *opaque, enum qcow2_log_level level, const char *text)
+{
+}
+
+static void
+run_mutant (uint64_t seed)
+{
+  const char *allowed = ".";
+  struct qcow2_options options;
+  struct qcow2_error error;
+  struct qcow2 *image;
+  int r;
+
+  seed_at_work = seed;
+  make_mutant (seed);
+  write_mutant ();
+  qcow2_options_init (&options);
+  options.writable = true;
+  options.lock = false;
+  options.cache_bytes = options.compressed_cache_bytes =
+    fuzz_random_below (2) ? 0 : 128 << 10;
+  options.discard = fuzz_random_below (2);
+  options.detect_zeroes = fuzz_random_below (2) ? QCOW2_DETECT_ZEROES_ON :
+    QCOW2_DETECT_ZEROES_OFF;
+  options.allow_dirs = &allowed;
+  options.nr_allow_dirs = 1;
+  options.log = log_nothing;
+  r = qcow2_open ("mutant.qcow2", &options, &image, &error);
+  if (r < 0) {
+    check_error (r);
+    return;
+  }
+  use_image (image);
+  r = qcow2_close (image);
+  report->nr_closed_badly += r < 0;
+  if (r < 0)
+    check_error (r);
+}
+
+int
+main (void)
+{
+  const struct rlimit limit = { MAX_FILE_BYTES, MAX_FILE_BYTES };
+  struct fuzz_result result;
+
+  scratch_dir_enter ();
+  fuzz_begin ();
+  memset (buf, 0x55, sizeof buf / 2);
+  report = mmap (NULL, sizeof *report, PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  must (report != MAP_FAILED, "memory");
+  signal (SIGXFSZ, SIG_IGN);
+  must (setrlimit (RLIMIT_FSIZE, &limit) == 0, "setrlimit");
+
+  fuzz_run (run_mutant, &result);
+  printf ("# FUZZ_SEED=%" PRIu64 ": %u mutants, %u of them writable, %u "
+          "requests done, %u refused, %u closed with an error\n",
+          result.first_seed, result.nr_runs, report->nr_writable,
+          report->nr_changed, report->nr_refused, report->nr_closed_badly);
+  fuzz_report (&result);
+  if (result.nr_runs >= 100)    /* else one is run again */
+    ok (report->nr_writable > result.nr_runs / 8 &&
+        report->nr_changed > result.nr_runs, "many could be written");
+  is_int (report->nr_odd_errors, 0, "errors are those of bad images");
+  if (report->first_bad_seed)
+    printf ("# first bad one: FUZZ_RUNS=1 FUZZ_SEED=%" PRIu64 "\n",
+            report->first_bad_seed);
+  return tap_done ();
+}
