@@ -5,8 +5,7 @@
 #include "codec.h"
 #include "qcow2.h"
 
-#define FEATURES "read,write,create,repair,lazy-refcounts,snapshots," \
-  "backing,data-file,extended-l2,zlib"
+#define FEATURES "read,write,snapshots,backing,data-file,extended-l2,zlib"
 
 static const char *
 features (void)

@@ -83,7 +83,7 @@ extern int operate (enum operation operation, uint64_t offset);
 
 /*----- What should have become of it -----*/
 
-/* Does the last message say that the image is corrupt, as it must? */
+/* Does a message say that the image is corrupt, as it must? */
 extern bool says_corrupt (void);
 
 /* Do all operations and flush give EIO, elsewhere too? */

@@ -58,7 +58,7 @@ wait_for ()
         grep -Fx "$key" <<< "$output"
     done
     grep -E '^version=[0-9]+\.[0-9]+\.[0-9]+$' <<< "$output"
-    grep -E '^qcow2_features=read,write,create,' <<< "$output"
+    grep -E '^qcow2_features=read,write,snapshots,' <<< "$output"
     grep -E '^qcow2_.*(inflate|deflate|zlib)' <<< "$output"
     grep -E '^qcow2_.*zstd' <<< "$output"
     # It exports nothing but what nbdkit looks for.

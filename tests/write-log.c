@@ -315,10 +315,24 @@ static void
 note_message (void *opaque, enum qcow2_log_level level, const char *text)
 {
   struct write_log *log = opaque;
+  size_t len;
 
   pthread_mutex_lock (&log->lock);
   snprintf (log->message, sizeof log->message, "%s", text);
+  len = strlen (log->said);
+  snprintf (log->said + len, sizeof log->said - len, "%s\n", text);
   pthread_mutex_unlock (&log->lock);
+}
+
+bool
+write_log_said (struct write_log *log, const char *text)
+{
+  bool r;
+
+  pthread_mutex_lock (&log->lock);
+  r = strstr (log->said, text) != NULL;
+  pthread_mutex_unlock (&log->lock);
+  return r;
 }
 
 void

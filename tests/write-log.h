@@ -66,6 +66,7 @@ struct write_log {
   int (*hook) (void *opaque, const struct log_event *event);
   void *opaque;                 /* of the hook */
   char message[512];            /* the engine's last error */
+  char said[4096];              /* the first ones, a line each */
 };
 
 extern void write_log_init (struct write_log *log);
@@ -77,5 +78,8 @@ extern void write_log_use (struct write_log *log,
 
 /* The next moment. */
 extern uint64_t write_log_tick (struct write_log *log);
+
+/* Has the engine said something with TEXT in it? */
+extern bool write_log_said (struct write_log *log, const char *text);
 
 #endif /* WRITE_LOG_H */
