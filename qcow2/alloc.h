@@ -33,6 +33,8 @@ struct allocator {
   struct header_writer *header;
   struct retire *retire;
   struct committer *committer;  /* to be told of failed flushes */
+  bool entries_unknown;         /* those of the refcount table on disk, see
+                                   refcount-grow.c; with the turn */
 
   /* From here on no cluster ever held anything, and all of it reads as
    * zeros: the end of the file when it was opened.  UINT64_MAX where

@@ -212,10 +212,18 @@ unguard_area (const struct growth *g, uint64_t offset)
     guard_remove (l, METADATA_REFCOUNT_BLOCK, offset + i * bytes);
 }
 
-/* Write the sector of the table that holds the new entries. */
+/* Write the sector of the table that holds the new entries.
+ *
+ * If that fails they may be on disk all the same, and name blocks in an
+ * area that nobody has.  The next area may be shorter, and guests' data
+ * be written where these blocks would be: not before the sector is
+ * durable without them.
+ */
 static int
 write_entries (const struct growth *g)
 {
+  struct allocator *a = g->a;
+  bool durable = a->entries_unknown;
   const struct refcounts *rc = g->a->rc;
   const struct refcount_table *table = atomic_load (&rc->table);
   uint64_t first = g->first_entry / ENTRIES_PER_SECTOR * ENTRIES_PER_SECTOR;
@@ -223,7 +231,7 @@ write_entries (const struct growth *g)
   uint64_t i;
   int r;
 
-  r = guard_check (g->a->layer, METADATA_REFCOUNT_TABLE,
+  r = guard_check (a->layer, METADATA_REFCOUNT_TABLE,
                    table->host_offset + first * 8, sizeof words,
                    "the refcount table");
   if (r < 0)
@@ -235,8 +243,12 @@ write_entries (const struct growth *g)
                         (area_first_cluster (g) + block) <<
                         rc->cluster_bits : table->entries[first + i]);
   }
-  return qcow2_storage_write (g->a->layer->file, words, sizeof words,
-                              table->host_offset + first * 8, false);
+  r = qcow2_storage_write (a->layer->file, words, sizeof words,
+                           table->host_offset + first * 8, durable);
+  a->entries_unknown = r < 0;
+  if (r < 0 && durable)
+    committer_fail (a->committer, r);
+  return r;
 }
 
 static void
@@ -279,6 +291,7 @@ switch_table (const struct growth *g)
     return r;
   }
   atomic_store (&rc->table, table);
+  g->a->entries_unknown = false;
   guard_remove_table (g->a->layer, METADATA_REFCOUNT_TABLE,
                       old->host_offset, old->nr_entries * 8);
   retire_now (g->a->retire, old->host_offset >> rc->cluster_bits,

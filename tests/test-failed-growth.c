@@ -2,7 +2,9 @@
 
 /* New refcount blocks and tables that were written, but not put in use
  * because of an error, are no zeros: what is allocated in their place
- * later does not let them come to light.
+ * later does not let them come to light.  And entries of the refcount table
+ * that may be on disk though writing them has failed are made away with
+ * before anything can rely on that.
  */
 
 #include <errno.h>
@@ -14,6 +16,7 @@
 #include "qemu-image.h"
 #include "scratch-dir.h"
 #include "tap.h"
+#include "writer.h"
 
 #define KiB UINT64_C (1024)
 #define MiB (1024 * KiB)
@@ -24,6 +27,9 @@ static struct qcow2 *image;
 static struct qcow2_view *view;
 static uint64_t fail_from_bytes = UINT64_MAX;
 static unsigned nr_failed;
+static uint64_t table_offset;   /* of the refcount table, to be hooked */
+static bool fail_table;
+static unsigned nr_table_writes, nr_durable;
 
 static const struct qcow2_storage_ops *real_ops;
 
@@ -34,6 +40,12 @@ hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
 {
   int r = real_ops->pwritev (s, iov, iovcnt, offset, durable);
 
+  if (table_offset && offset == table_offset) {
+    nr_table_writes++;
+    nr_durable += durable;
+    if (fail_table)
+      return -EIO;
+  }
   if (r < 0 || iov[0].iov_len < fail_from_bytes)
     return r;
   nr_failed++;
@@ -97,12 +109,37 @@ count_wrong (void)
   return nr;
 }
 
-int
-main (void)
+static void
+close_image (void)
+{
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "closed");
+  is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
+}
+
+static void
+test_entries (void)
+{
+  open_image ();
+  table_offset = atomic_load (&image->writer->rc->table)->host_offset;
+  fail_table = true;
+  is_int (write_bytes (), -EIO, "entries of the refcount table can't be written");
+  is_int (nr_durable, 0, "there was nothing to be durable");
+  fail_table = false;
+  nr_table_writes = 0;
+  is_int (write_bytes (), 0, "the next try succeeds");
+  ok (nr_table_writes >= 1 && nr_durable == 1,
+      "the entries are durable before what follows");
+  table_offset = 0;
+  is_int (count_wrong (), 0, "and all was written");
+  close_image ();
+}
+
+static void
+test_area (void)
 {
   struct qcow2_error error;
 
-  scratch_dir_enter ();
   open_image ();
   /* A disk so large that its L1 table needs a larger refcount table. */
   fail_from_bytes = 4 * KiB;
@@ -111,8 +148,14 @@ main (void)
   fail_from_bytes = UINT64_MAX;
   is_int (write_bytes (), 0, "a byte is written to each of some clusters");
   is_int (count_wrong (), 0, "around each of them is zeros");
-  qcow2_view_close (view);
-  is_int (qcow2_close (image), 0, "closed");
-  is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
+  close_image ();
+}
+
+int
+main (void)
+{
+  scratch_dir_enter ();
+  test_area ();
+  test_entries ();
   return tap_done ();
 }
