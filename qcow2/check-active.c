@@ -76,18 +76,6 @@ check_entry (struct check *c, uint64_t entry, uint64_t *next)
 
 /*----- L2 tables -----*/
 
-/* A table that was never written takes no time. */
-static bool
-is_hole (const struct check *c, uint64_t offset, uint64_t count)
-{
-  uint64_t length_bytes;
-  bool hole;
-
-  return qcow2_storage_hole (c->layer->file, offset, &hole,
-                             &length_bytes) == 0 &&
-    hole && length_bytes >= count;
-}
-
 static void
 check_l2_table (struct check *c, uint64_t offset, uint64_t *words)
 {
@@ -95,7 +83,7 @@ check_l2_table (struct check *c, uint64_t offset, uint64_t *words)
   unsigned step = 1u << (c->layer->l2_entry_bits - 3);
   int r;
 
-  if (is_hole (c, offset, bytes))
+  if (qcow2_storage_is_hole (c->layer->file, offset, bytes))
     return;
   r = qcow2_storage_read_meta (c->layer->file, words, bytes, offset);
   if (r < 0) {

@@ -293,20 +293,6 @@ tables_in_a_row (const struct ref_counter *c, uint64_t cluster)
   return nr;
 }
 
-/* Tables that were never written take no time: a small file may claim
- * that it is large and has many.
- */
-static bool
-is_hole (const struct ref_counter *c, uint64_t offset, uint64_t count)
-{
-  uint64_t length_bytes;
-  bool hole;
-
-  return qcow2_storage_hole (c->layer->file, offset, &hole,
-                             &length_bytes) == 0 &&
-    hole && length_bytes >= count;
-}
-
 static int
 count_l2_tables (const struct ref_counter *c)
 {
@@ -321,7 +307,8 @@ count_l2_tables (const struct ref_counter *c)
     if (ref_map_kind (map, cluster) != REF_L2)
       continue;
     nr = tables_in_a_row (c, cluster);
-    if (is_hole (c, offset, nr * c->cluster_bytes))
+    if (qcow2_storage_is_hole (c->layer->file, offset,
+                               nr * c->cluster_bytes))
       continue;
     r = ref_read (c, c->buf, nr * c->cluster_bytes, offset, "L2 tables");
     for (i = 0; r == 0 && i < nr; ++i)

@@ -18,6 +18,8 @@ struct flags {
   bool set;
   uint64_t missing;
   uint64_t *table;              /* an L2 table */
+  uint8_t *seen;                /* a bit for each cluster: an L2 table that
+                                   was corrected */
   struct qcow2_error *error;
 };
 
@@ -65,6 +67,8 @@ correct_l2_table (struct flags *f, uint64_t offset)
   size_t words_per_entry = (size_t) 1 << (l->l2_entry_bits - 3);
   int r;
 
+  if (qcow2_storage_is_hole (l->file, offset, nr * 8))
+    return 0;
   r = qcow2_storage_read_meta (l->file, f->table, nr * 8, offset);
   if (r < 0)
     return io_error (f, r, "read the L2 table", offset);
@@ -87,6 +91,18 @@ correct_l2_table (struct flags *f, uint64_t offset)
   return 0;
 }
 
+/* However many entries of a hostile L1 table name it, it is read once. */
+static bool
+is_first_time (struct flags *f, uint64_t cluster)
+{
+  uint8_t bit = (uint8_t) (1u << (cluster & 7));
+
+  if (cluster >= f->map->nr_clusters || f->seen[cluster / 8] & bit)
+    return false;
+  f->seen[cluster / 8] |= bit;
+  return true;
+}
+
 /*----- The L1 table -----*/
 
 /* The entries of a sector, FIRST the first. */
@@ -104,13 +120,13 @@ correct_l1_sector (struct flags *f, uint32_t first)
   for (i = 0; i < nr; ++i) {
     uint64_t was = l->l1.entries[first + i], is = was;
     uint64_t l2_offset = was & ENTRY_OFFSET_MASK;
+    uint64_t cluster = l2_offset >> f->map->cluster_bits;
 
     if (l2_offset != 0) {
-      r = correct_l2_table (f, l2_offset);
+      r = is_first_time (f, cluster) ? correct_l2_table (f, l2_offset) : 0;
       if (r < 0)
         return r;
-      is = correct (f, was, ref_map_count (f->map, l2_offset >>
-                                           f->map->cluster_bits) == 1);
+      is = correct (f, was, ref_map_count (f->map, cluster) == 1);
     }
     changed = changed || is != was;
     words[i] = htobe64 (is);
@@ -132,15 +148,16 @@ repair_flags (struct layer *l, const struct ref_map *map, bool set,
   struct flags f = {
     .layer = l, .map = map, .set = set, .error = error,
     .table = malloc (layer_cluster_bytes (l)),
+    .seen = calloc (map->nr_clusters / 8 + 1, 1),
   };
   uint32_t first;
-  int r = 0;
+  int r = f.table && f.seen ? 0 :
+    qcow2_error_set (error, ENOMEM, "out of memory");
 
-  if (!f.table)
-    return qcow2_error_set (error, ENOMEM, "out of memory");
   for (first = 0; r == 0 && first < l->l1.nr_entries; first += SECTOR_WORDS)
     r = correct_l1_sector (&f, first);
   free (f.table);
+  free (f.seen);
   *missing = f.missing;
   return r;
 }

@@ -118,19 +118,25 @@ check_counts (const struct refcount_repair *rep)
   return 0;
 }
 
+/* Is there a reference that block INDEX counts? */
 static bool
-is_block_missing (const struct refcount_repair *rep, uint64_t index)
+has_references (const struct refcount_repair *rep, uint64_t index)
 {
   uint64_t i = index << block_bits (rep), end = (index + 1) << block_bits (rep);
 
-  if (index < rep->nr_entries && rep->table[index] != 0)
-    return false;
   while (i < end && i < rep->map->nr_clusters) {
     if (ref_map_count (rep->map, i) > 0)
       return true;
     i++;
   }
   return false;
+}
+
+static bool
+is_block_missing (const struct refcount_repair *rep, uint64_t index)
+{
+  return (index >= rep->nr_entries || rep->table[index] == 0) &&
+    has_references (rep, index);
 }
 
 static int
@@ -283,13 +289,19 @@ write_changed_sectors (struct refcount_repair *rep, const uint64_t *block,
   return 0;
 }
 
+/* A block of zeros that was never written, and should be one, takes no time. */
 static int
 correct_on_disk (struct refcount_repair *rep, uint64_t index, bool lower,
                  uint64_t *block, bool *changed)
 {
-  int r = qcow2_storage_read_meta (rep->layer->file, block,
-                                   cluster_bytes (rep), rep->table[index]);
+  int r;
 
+  if (!has_references (rep, index) &&
+      qcow2_storage_is_hole (rep->layer->file, rep->table[index],
+                             cluster_bytes (rep)))
+    return 0;
+  r = qcow2_storage_read_meta (rep->layer->file, block, cluster_bytes (rep),
+                               rep->table[index]);
   if (r < 0)
     return io_error (rep, r, "read refcounts");
   memset (changed, 0, cluster_bytes (rep) / 512 * sizeof *changed);

@@ -123,6 +123,17 @@ qcow2_storage_disk_bytes (struct qcow2_storage *s)
   return s->ops->disk_bytes ? s->ops->disk_bytes (s) : -EOPNOTSUPP;
 }
 
+bool
+qcow2_storage_is_hole (struct qcow2_storage *s, uint64_t offset,
+                       uint64_t count)
+{
+  uint64_t length_bytes;
+  bool hole;
+
+  return qcow2_storage_hole (s, offset, &hole, &length_bytes) == 0 &&
+    hole && length_bytes >= count;
+}
+
 void
 qcow2_storage_prefetch (struct qcow2_storage *s, uint64_t offset,
                         uint64_t count)

@@ -128,6 +128,12 @@ extern int64_t qcow2_storage_size (struct qcow2_storage *s);
 extern int qcow2_storage_hole (struct qcow2_storage *s, uint64_t offset,
                                bool *hole, uint64_t *length_bytes);
 
+/* Is all of the range known to be a hole?  Then it need not be read: a small
+ * file may claim that it has many tables, which were never written.
+ */
+extern bool qcow2_storage_is_hole (struct qcow2_storage *s, uint64_t offset,
+                                   uint64_t count);
+
 /* How much space the storage takes on its host; -EOPNOTSUPP where that is
  * not known.
  */
