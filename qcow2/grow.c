@@ -35,8 +35,30 @@ struct growing {
 
 /*----- May it be done? -----*/
 
+/* A snapshot that doesn't tell its disk's size has the image's. */
 static int
-check (struct growing *g)
+check_snapshots (const struct growing *g, const struct snapshot_table *table)
+{
+  const struct layer *top = g->w->top;
+  size_t i;
+
+  if (top->header.version < 3 && table->nr_snapshots > 0)
+    return qcow2_error_set (g->error, ENOTSUP,
+                            "%s: an image of version 2 with snapshots can't "
+                            "be made larger; use \"qemu-img amend -o "
+                            "compat=1.1\" first", top->filename);
+  for (i = 0; i < table->nr_snapshots; ++i)
+    if (!table->snapshots[i].has_disk_size)
+      return qcow2_error_set (g->error, ENOTSUP,
+                              "%s: the image can't be made larger, because "
+                              "snapshot table entry %zu has no disk size; "
+                              "use \"qemu-img check -r all\" first",
+                              top->filename, i);
+  return 0;
+}
+
+static int
+check (const struct qcow2 *image, struct growing *g)
 {
   const struct header *h = &g->w->top->header;
   unsigned bits = header_l1_entry_bits (h);
@@ -48,11 +70,6 @@ check (struct growing *g)
                             "%s: the disk can't be made smaller than it is "
                             "(%" PRIu64 " bytes)", g->w->top->filename,
                             g->old_bytes);
-  if (h->version < 3 && h->nr_snapshots > 0)
-    return qcow2_error_set (g->error, ENOTSUP,
-                            "%s: an image of version 2 with snapshots can't "
-                            "be made larger; use \"qemu-img amend -o "
-                            "compat=1.1\" first", g->w->top->filename);
   if (g->new_bytes > INT64_MAX || entries > MAX_L1_BYTES / 8)
     return qcow2_error_set (g->error, EFBIG,
                             "%s: a size of %" PRIu64 " bytes is too large "
@@ -60,7 +77,7 @@ check (struct growing *g)
                             g->w->top->filename, g->new_bytes,
                             layer_cluster_bytes (g->w->top));
   g->l1_entries = (uint32_t) entries;
-  return 0;
+  return check_snapshots (g, &image->snapshots);
 }
 
 /*----- What would come to light -----*/
@@ -295,7 +312,7 @@ qcow2_grow (struct qcow2 *image, uint64_t size_bytes,
     r = qcow2_error_set (error, EROFS, "%s: the image is not open for "
                          "writing", top->filename);
   else
-    r = check (&g);
+    r = check (image, &g);
   if (r == 0 && g.new_bytes > g.old_bytes) {
     r = grow (&g);
     if (r == 0 && !image_has_views (image))

@@ -482,8 +482,8 @@ extern int qcow2_flush (struct qcow2_view *view);
  * Views of the active layer that are open have the new size, too.  It is
  * a change as a write is: bitmaps in the image are invalid then.  After
  * an error the disk has its old size.  -EROFS: not open for writing;
- * -ENOTSUP: SIZE_BYTES is less than the disk's size, or this is an image
- * of version 2 with snapshots, which don't tell their sizes; -EFBIG: the
+ * -ENOTSUP: SIZE_BYTES is less than the disk's size, or there are snapshots
+ * that don't tell their sizes, as in images of version 2; -EFBIG: the
  * format's limits.
  */
 extern int qcow2_grow (struct qcow2 *image, uint64_t size_bytes,

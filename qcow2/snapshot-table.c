@@ -82,11 +82,13 @@ decode (const struct disk_snapshot *d, const struct disk_snapshot_extra *x,
   sn->vm_clock_nsec = be64toh (d->vm_clock_nsec);
   sn->vm_state_bytes = be32toh (d->vm_state_size);
   sn->disk_size_bytes = h->size_bytes;
+  sn->has_disk_size =
+    extra_bytes >= offsetof (struct disk_snapshot_extra, icount);
   sn->icount = QCOW2_NO_ICOUNT;
 
   if (extra_bytes >= offsetof (struct disk_snapshot_extra, disk_size))
     sn->vm_state_bytes = be64toh (x->vm_state_size);
-  if (extra_bytes >= offsetof (struct disk_snapshot_extra, icount))
+  if (sn->has_disk_size)
     sn->disk_size_bytes = be64toh (x->disk_size);
   if (extra_bytes >= sizeof *x)
     sn->icount = be64toh (x->icount);

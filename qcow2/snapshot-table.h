@@ -23,6 +23,7 @@ struct snapshot {
   uint64_t vm_clock_nsec;
   uint64_t vm_state_bytes;
   uint64_t disk_size_bytes;     /* the image's own where none is stored */
+  bool has_disk_size;           /* one is stored */
   uint64_t icount;              /* QCOW2_NO_ICOUNT where none is stored */
 };
 

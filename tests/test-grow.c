@@ -364,6 +364,11 @@ test_refused (void)
   refused (CREATE "disk.qcow2 1M", MiB - 1, ENOTSUP, "a smaller disk");
   refused (CREATE "-o compat=0.10 disk.qcow2 1M && qemu-img snapshot -c s "
            "disk.qcow2", 2 * MiB, ENOTSUP, "version 2 with a snapshot");
+  refused (CREATE "disk.qcow2 1M && qemu-img snapshot -c s disk.qcow2 && "
+           "at=$(od -An -j64 -N8 -tu8 --endian=big disk.qcow2) && "
+           "printf '\\0\\0\\0\\0' | dd of=disk.qcow2 bs=1 conv=notrunc "
+           "status=none seek=$((at + 36))", 2 * MiB, ENOTSUP,
+           "a snapshot that doesn't tell its size");
   refused (CREATE "-o cluster_size=512 disk.qcow2 1M", 128 * GiB + 1, EFBIG,
            "L1 table");
   refused (CREATE "-o cluster_size=2M disk.qcow2 1M", UINT64_MAX, EFBIG,
