@@ -16,6 +16,7 @@ struct fuzz_base fuzz_bases[FUZZ_NR_BASES] = {
   { .path = "v2" }, { .path = "tiny" }, { .path = "zlib" },
   { .path = "zstd" }, { .path = "extended" }, { .path = "data" },
   { .path = "overlay" }, { .path = "luks" },
+  { .path = "wide" },
 };
 
 static const char script[] =
@@ -46,6 +47,10 @@ static const char script[] =
   "w data -c 'write -P 11 8k 30k' -c 'write -z 16k 4k'\n"
   "c -o cluster_size=4k -b zlib -F qcow2 overlay 256k\n"
   "w overlay -c 'write -P 12 12k 40k' -c 'write -z 64k 16k'\n"
+  "c -o cluster_size=1k,refcount_bits=64 wide 256k\n"
+  "w wide -c 'write -P 13 3k 20k' -c 'write -P 14 140k 20k'\n"
+  "qemu-img snapshot -c big wide\n"
+  "w wide -c 'write -P 15 10k 20k'\n"
   /* Not really encrypted: crypt_method, the extension, and a header at
    * 2048.
    */
@@ -110,22 +115,38 @@ find_extension_ranges (struct fuzz_base *b)
   }
 }
 
-/* The header with its extensions and what they point to, the L1 table, the
- * used part of L2 tables, the snapshot table and the compressed data.
- */
 static void
-find_ranges (struct fuzz_base *b)
+find_refcount_ranges (struct fuzz_base *b)
+{
+  uint64_t table = HEADER (refcount_table_offset), i;
+
+  add_range (b, table, 64);
+  for (i = 0; i < 8; ++i)
+    add_range (b, fuzz_base_number (b, table + 8 * i, 8), 256);
+}
+
+/* The table, and the L1 table of the first snapshot. */
+static void
+find_snapshot_ranges (struct fuzz_base *b)
+{
+  uint64_t table = HEADER (snapshots_offset);
+
+  if (HEADER (nb_snapshots) == 0)
+    return;
+  add_range (b, table, 160);
+  add_range (b, fuzz_base_number (b, table, 8),
+             fuzz_base_number (b, table + 8, 4) * 8);
+}
+
+/* The active L1 table, the used part of L2 tables and the compressed data. */
+static void
+find_mapping_ranges (struct fuzz_base *b)
 {
   uint64_t cluster_bytes = UINT64_C (1) << HEADER (cluster_bits);
   uint64_t l1 = HEADER (l1_table_offset), l1_size = HEADER (l1_size);
   uint64_t i, n;
 
-  add_range (b, 0, sizeof (struct disk_header));
-  add_range (b, 0, cluster_bytes < 600 ? cluster_bytes : 600);
-  find_extension_ranges (b);
   add_range (b, l1, l1_size * 8);
-  if (HEADER (nb_snapshots) > 0)
-    add_range (b, HEADER (snapshots_offset), 160);
   for (i = 0; i < l1_size; ++i) {
     uint64_t l2 = fuzz_base_number (b, l1 + 8 * i, 8) & ENTRY_OFFSET_MASK;
 
@@ -139,6 +160,20 @@ find_ranges (struct fuzz_base *b)
         add_range (b, compressed_offset (entry, HEADER (cluster_bits)), 64);
     }
   }
+}
+
+/* The header with its extensions, and all that it points to. */
+static void
+find_ranges (struct fuzz_base *b)
+{
+  uint64_t cluster_bytes = UINT64_C (1) << HEADER (cluster_bits);
+
+  add_range (b, 0, sizeof (struct disk_header));
+  add_range (b, 0, cluster_bytes < 600 ? cluster_bytes : 600);
+  find_extension_ranges (b);
+  find_refcount_ranges (b);
+  find_snapshot_ranges (b);
+  find_mapping_ranges (b);
 }
 
 static void

@@ -14,7 +14,7 @@
 #include <string.h>
 
 #define FUZZ_MAX_RANGES 64
-#define FUZZ_NR_BASES 8
+#define FUZZ_NR_BASES 9
 
 struct fuzz_range {
   uint64_t offset, bytes;

@@ -5,6 +5,10 @@
  * memory, and its errors are those of bad images.  Half of the mutants are
  * dirty, so that they are repaired first, if they can be.
  *
+ * A repair refuses what is damaged.  So where it has been made, all content
+ * has to be right to the last byte, while the image is written to and when
+ * it is opened again, snapshots' content, too.
+ *
  * A mutant is a file.  How large a file may become is limited, so that one
  * which claims to be huge finds an end.
  */
@@ -15,6 +19,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
+#include "fuzz-content.h"
 #include "fuzz-mutant.h"
 #include "qcow2/qcow2.h"
 #include "scratch-dir.h"
@@ -30,7 +35,7 @@
 /* Shared with the parent. */
 struct report {
   unsigned nr_writable, nr_changed, nr_refused, nr_closed_badly;
-  unsigned nr_odd_errors;
+  unsigned nr_odd_errors, nr_repaired, nr_wrong;
   uint64_t first_bad_seed;
 };
 
@@ -53,6 +58,28 @@ check_error (int r)
     report->first_bad_seed = seed_at_work;
 }
 
+/* A request that may have changed something; DATA: what it has written. */
+static int
+changed (int r, uint64_t offset, uint64_t count, const uint8_t *data)
+{
+  if (r < 0)
+    content_is_unknown (offset, count);
+  else
+    content_is (offset, count, data);
+  return r;
+}
+
+static int
+grow (struct qcow2 *image, uint64_t size_bytes)
+{
+  struct qcow2_error error;
+  int r = qcow2_grow (image, size_bytes, &error);
+
+  if (r == 0)
+    content_size_is (size_bytes);
+  return r;
+}
+
 static int
 request (struct qcow2 *image, struct qcow2_view *view)
 {
@@ -60,21 +87,24 @@ request (struct qcow2 *image, struct qcow2_view *view)
   uint64_t offset = fuzz_random_below (size_bytes);
   uint64_t count = 1 + fuzz_random_below (MAX_REQUEST_BYTES);
   bool fua = fuzz_random_below (8) == 0;
-  struct qcow2_error error;
+  static uint8_t read[MAX_REQUEST_BYTES];
 
   if (count > size_bytes - offset)
     count = size_bytes - offset;
   switch (fuzz_random_below (10)) {
   case 0: return qcow2_flush (view);
-  case 1: return qcow2_trim (view, count, offset, fua);
+  case 1:
+    content_is_unknown (offset, count);
+    return qcow2_trim (view, count, offset, fua);
   case 2:
-    return qcow2_zero (view, count, offset, fuzz_random_below (2),
-                       fuzz_random_below (2), fua);
-  case 3:
-    return qcow2_grow (image, size_bytes + fuzz_random_below (1 << 20),
-                       &error);
-  case 4: return qcow2_pread (view, buf, count, offset);
-  default: return qcow2_pwrite (view, buf, count, offset, fua);
+    return changed (qcow2_zero (view, count, offset, fuzz_random_below (2),
+                                fuzz_random_below (2), fua), offset, count,
+                    NULL);
+  case 3: return grow (image, size_bytes + fuzz_random_below (1 << 20));
+  case 4: return qcow2_pread (view, read, count, offset);
+  default:
+    return changed (qcow2_pwrite (view, buf, count, offset, fua), offset,
+                    count, buf);
   }
 }
 
@@ -113,25 +143,24 @@ write_mutant (void)
         fclose (f) == 0, "mutant.qcow2");
 }
 
-static void
-log_nothing (void *opaque, enum qcow2_log_level level, const char *text)
-{
-}
+static bool was_repaired;
 
 static void
-run_mutant (uint64_t seed)
+log_repair (void *opaque, enum qcow2_log_level level, const char *text)
+{
+  was_repaired = was_repaired || strstr (text, "has been repaired");
+}
+
+static int
+open_mutant (bool writable, struct qcow2 **image)
 {
   const char *allowed = ".";
   struct qcow2_options options;
   struct qcow2_error error;
-  struct qcow2 *image;
   int r;
 
-  seed_at_work = seed;
-  make_mutant (seed);
-  write_mutant ();
   qcow2_options_init (&options);
-  options.writable = true;
+  options.writable = writable;
   options.lock = false;
   options.cache_bytes = options.compressed_cache_bytes =
     fuzz_random_below (2) ? 0 : 128 << 10;
@@ -140,17 +169,74 @@ run_mutant (uint64_t seed)
     QCOW2_DETECT_ZEROES_OFF;
   options.allow_dirs = &allowed;
   options.nr_allow_dirs = 1;
-  options.log = log_nothing;
-  r = qcow2_open ("mutant.qcow2", &options, &image, &error);
-  if (r < 0) {
+  options.log = log_repair;
+  r = qcow2_open ("mutant.qcow2", &options, image, &error);
+  if (r < 0)
     check_error (r);
+  return r;
+}
+
+static void
+check_content (struct qcow2 *image, const char *when)
+{
+  char where[80];
+
+  if (content_is_right (image, where))
+    return;
+  printf ("# seed %" PRIu64 ", %s: %s\n", seed_at_work, when, where);
+  report->nr_wrong++;
+  if (!report->first_bad_seed)
+    report->first_bad_seed = seed_at_work;
+}
+
+/* What is in a data file is judged by no repair. */
+static bool
+is_repaired_wholly (const struct fuzz_base *b)
+{
+  return was_repaired && strcmp (b->path, "data") != 0;
+}
+
+static void
+look_again (void)
+{
+  struct qcow2 *image;
+
+  if (open_mutant (false, &image) < 0) {
+    report->nr_wrong++;
     return;
   }
+  check_content (image, "opened again");
+  qcow2_close (image);
+}
+
+static void
+run_mutant (uint64_t seed)
+{
+  const struct fuzz_base *b = make_mutant (seed);
+  struct qcow2 *image;
+  int r;
+
+  seed_at_work = seed;
+  was_repaired = false;
+  write_mutant ();
+  if (open_mutant (false, &image) < 0)
+    return;
+  content_learn (image);
+  qcow2_close (image);
+  if (open_mutant (true, &image) < 0)
+    return;
+  report->nr_repaired += was_repaired;
+  if (is_repaired_wholly (b))
+    check_content (image, "repaired");
   use_image (image);
+  if (is_repaired_wholly (b))
+    check_content (image, "written");
   r = qcow2_close (image);
   report->nr_closed_badly += r < 0;
   if (r < 0)
     check_error (r);
+  else if (is_repaired_wholly (b))
+    look_again ();
 }
 
 int
@@ -170,13 +256,15 @@ main (void)
 
   fuzz_run (run_mutant, &result);
   printf ("# FUZZ_SEED=%" PRIu64 ": %u mutants, %u of them writable, %u "
-          "requests done, %u refused, %u closed with an error\n",
+          "repaired, %u requests done, %u refused, %u closed with an error\n",
           result.first_seed, result.nr_runs, report->nr_writable,
-          report->nr_changed, report->nr_refused, report->nr_closed_badly);
+          report->nr_repaired, report->nr_changed, report->nr_refused, report->nr_closed_badly);
   fuzz_report (&result);
   if (result.nr_runs >= 100)    /* else one is run again */
     ok (report->nr_writable > result.nr_runs / 8 &&
+        report->nr_repaired > result.nr_runs / 16 &&
         report->nr_changed > result.nr_runs, "many could be written");
+  is_int (report->nr_wrong, 0, "repaired images hold what they should");
   is_int (report->nr_odd_errors, 0, "errors are those of bad images");
   if (report->first_bad_seed)
     printf ("# first bad one: FUZZ_RUNS=1 FUZZ_SEED=%" PRIu64 "\n",
