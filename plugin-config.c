@@ -110,10 +110,21 @@ config_detect_zeroes (const char *key, const char *value)
   return r == -1 ? -1 : 0;
 }
 
+/* nbdkit tells what is wrong, but not where.  Returns -1 on error. */
 static int
-config_lazy_refcounts (const char *value)
+parse_bool (const char *key, const char *value, const char *must_be)
 {
   int r = nbdkit_parse_bool (value);
+
+  if (r == -1)
+    nbdkit_error ("%s=%s: must be %s", key, value, must_be);
+  return r;
+}
+
+static int
+config_lazy_refcounts (const char *key, const char *value)
+{
+  int r = parse_bool (key, value, "on or off");
 
   if (r == -1)
     return -1;
@@ -133,20 +144,22 @@ config_backing_format (const char *value)
 }
 
 static int
-config_size (const char *value, uint64_t *out)
+config_size (const char *key, const char *value, uint64_t *out)
 {
   int64_t r = nbdkit_parse_size (value);
 
-  if (r == -1)
+  if (r == -1) {
+    nbdkit_error ("%s=%s: must be a size, such as 64M", key, value);
     return -1;
+  }
   *out = (uint64_t) r;
   return 0;
 }
 
 static int
-config_bool (const char *value, bool *out)
+config_bool (const char *key, const char *value, bool *out)
 {
-  int r = nbdkit_parse_bool (value);
+  int r = parse_bool (key, value, "on or off");
 
   if (r == -1)
     return -1;
@@ -155,7 +168,7 @@ config_bool (const char *value, bool *out)
 }
 
 static int
-config_write (const char *value)
+config_write (const char *key, const char *value)
 {
   int r;
 
@@ -163,7 +176,7 @@ config_write (const char *value)
     config.write_mode = WRITE_AUTO;
     return 0;
   }
-  r = nbdkit_parse_bool (value);
+  r = parse_bool (key, value, "auto, on or off");
   if (r == -1)
     return -1;
   config.write_mode = r ? WRITE_ON : WRITE_OFF;
@@ -211,17 +224,17 @@ config_parameter (const char *key, const char *value)
   if (strcmp (key, "backing-format") == 0)
     return config_backing_format (value);
   if (strcmp (key, "cache-size") == 0)
-    return config_size (value, &config.options.cache_bytes);
+    return config_size (key, value, &config.options.cache_bytes);
   if (strcmp (key, "compressed-cache-size") == 0)
-    return config_size (value, &config.options.compressed_cache_bytes);
+    return config_size (key, value, &config.options.compressed_cache_bytes);
   if (strcmp (key, "lock") == 0)
-    return config_bool (value, &config.options.lock);
+    return config_bool (key, value, &config.options.lock);
   if (strcmp (key, "write") == 0)
-    return config_write (value);
+    return config_write (key, value);
   if (strcmp (key, "discard") == 0)
     return config_discard (value);
   if (strcmp (key, "lazy-refcounts") == 0)
-    return config_lazy_refcounts (value);
+    return config_lazy_refcounts (key, value);
   if (strcmp (key, "cache") == 0)
     return config_cache (key, value);
   if (strcmp (key, "detect-zeroes") == 0)

@@ -94,6 +94,11 @@ wait_for ()
     refuses_to_start 'given twice' disk.qcow2 file=other.qcow2
     refuses_to_start 'could not parse' disk.qcow2 cache-size=lots
     refuses_to_start 'cannot be negative' disk.qcow2 compressed-cache-size=-1
+    refuses_to_start 'cache-size=lots: must be a size' disk.qcow2 cache-size=lots
+    refuses_to_start 'write=maybe: must be auto, on or off' disk.qcow2 write=maybe
+    refuses_to_start 'lock=maybe: must be on or off' disk.qcow2 lock=maybe
+    refuses_to_start 'lazy-refcounts=2: must be on or off' disk.qcow2 \
+        lazy-refcounts=2
     refuses_to_start 'could not .*boolean' disk.qcow2 lock=perhaps
     refuses_to_start 'max-chain' disk.qcow2 max-chain=many
     refuses_to_start 'no external data file' disk.qcow2 data-file=disk.qcow2

@@ -278,10 +278,11 @@ main (void)
 
   fuzz_run (run_mutant, &result);
   printf ("# FUZZ_SEED=%" PRIu64 ": %u mutants, %u of them writable, %u "
-          "repaired, %u requests done, %u refused, %u closed with an error, %u shown to QEMU\n",
+          "repaired, %u requests done, %u refused, %u closed with an error, "
+          "%u shown to QEMU\n",
           result.first_seed, result.nr_runs, report->nr_writable,
-          report->nr_repaired, report->nr_changed, report->nr_refused, report->nr_closed_badly,
-          report->nr_asked);
+          report->nr_repaired, report->nr_changed, report->nr_refused,
+          report->nr_closed_badly, report->nr_asked);
   fuzz_report (&result);
   if (result.nr_runs >= 100)    /* else one is run again */
     ok (report->nr_writable > result.nr_runs / 8 &&
