@@ -2,10 +2,10 @@
 
 /* Storage in a regular file or on a block device.
  *
- * A read is one pread, a write one pwritev, nothing else.  The size is
- * asked of the kernel each time, since devices and files grow while they
- * are open.  lseek is used for SEEK_DATA and SEEK_HOLE alone: it moves
- * the file position, which nothing here reads.
+ * A read is one pread, a write one pwrite or pwritev, nothing else.  The
+ * size is asked of the kernel each time, since devices and files grow
+ * while they are open.  lseek is used for SEEK_DATA and SEEK_HOLE alone:
+ * it moves the file position, which nothing here reads.
  *
  * Zeros.  fallocate is trusted on both kinds of file: PUNCH_HOLE and
  * ZERO_RANGE give zeros or an error.  BLKDISCARD, which devices may take
@@ -211,6 +211,8 @@ write_some (struct io_file *file, const struct iovec *iov, int iovcnt,
       *durable = false;
     if (*durable)
       r = pwritev2 (file->fd, iov, iovcnt, (off_t) offset, RWF_DSYNC);
+    else if (iovcnt == 1)       /* less to do for the kernel */
+      r = pwrite (file->fd, iov->iov_base, iov->iov_len, (off_t) offset);
     else
       r = pwritev (file->fd, iov, iovcnt, (off_t) offset);
     if (r != -1)

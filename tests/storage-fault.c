@@ -83,6 +83,14 @@ pwritev (int fd, const struct iovec *iov, int iovcnt, off_t offset)
   return pwritev2 (fd, iov, iovcnt, offset, 0);
 }
 
+ssize_t
+pwrite (int fd, const void *buf, size_t count, off_t offset)
+{
+  struct iovec iov = { (void *) buf, count };
+
+  return pwritev2 (fd, &iov, 1, offset, 0);
+}
+
 int
 fdatasync (int fd)
 {
