@@ -191,7 +191,7 @@ deps:
 
 # IMAGE and PARAMS reach the scripts in the environment.
 demo: deps
-	@$(SUBMAKE) plugin
+	@$(SUBMAKE) plugin tool
 	@scripts/demo.sh
 
 serve:

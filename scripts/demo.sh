@@ -136,3 +136,16 @@ time show nbdcopy --flush "$dir/nbd.raw" "$uri"
 stop_server
 show qemu-img check -f qcow2 "$dir/new.qcow2"
 show qemu-img compare -f raw -F qcow2 "$dir/qemu.raw" "$dir/new.qcow2"
+
+heading "Looked at with qcow2-img"
+options=()
+for param in "${params[@]}"; do
+    case $param in
+        allow-dir=*|data-file=*|backing-format=*) options+=("--$param") ;;
+    esac
+done
+show ./qcow2-img info -U "$image"
+# What it finds in a user's image is no failure of this program.
+show ./qcow2-img check -U "$image" || echo "(exit status $?)"
+show ./qcow2-img map -U --output=json "${options[@]}" "$image" > "$dir/map"
+sed -n '1,16p; 17s/.*/.../p' "$dir/map"

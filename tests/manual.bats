@@ -373,6 +373,10 @@ hold_open ()
     make -C "$TOP" demo > demo.out 2>&1 || { cat demo.out; false; }
     grep -x 'Equal: all 134217728 bytes.' demo.out
     grep -x 'Images are identical.' demo.out
+    grep -x 'backing file format: qcow2' demo.out
+    sed '1,/qcow2-img check/d' demo.out > checked.out
+    grep -x 'No errors were found on the image.' checked.out
+    grep '^\[{ "start": 0, .*"data": true}' checked.out
     make -C "$TOP" demo IMAGE="$PWD/disk.qcow2" > demo.out 2>&1 ||
         { cat demo.out; false; }
     grep -x 'Equal: all 33554432 bytes.' demo.out
