@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "hooked-storage.h"
 #include "image.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
@@ -25,8 +26,6 @@ static uint8_t buf[64 * KiB];
 /* Called once, before a write of a commit. */
 static void (*during_commit) (void);
 
-static const struct qcow2_storage_ops *real_ops;
-
 static int
 hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
                 uint64_t offset, bool durable)
@@ -36,41 +35,17 @@ hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
   during_commit = NULL;
   if (fn)
     fn ();
-  return real_ops->pwritev (s, iov, iovcnt, offset, durable);
-}
-
-/* The same storage, but for its writes. */
-static int
-wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
-      struct qcow2_storage **s)
-{
-  static struct qcow2_storage_ops ops;
-
-  real_ops = (*s)->ops;
-  ops = *real_ops;
-  ops.pwritev = hooked_pwritev;
-  (*s)->ops = &ops;
-  return 0;
+  return real_pwritev (s, iov, iovcnt, offset, durable);
 }
 
 static void
 open_image (const char *options)
 {
-  struct qcow2_options o;
-  struct qcow2_error error;
-
   run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 %s disk.qcow2 "
                "64M && qemu-io -f qcow2 -c 'write -q -P 1 0 4M' disk.qcow2",
                options);
   no_faults ();
-  qcow2_options_init (&o);
-  o.writable = true;
-  o.wrap = wrap;
-  if (qcow2_open ("disk.qcow2", &o, &image, &error) < 0 ||
-      qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
-    printf ("Bail out! %s\n", error.message);
-    exit (1);
-  }
+  open_hooked (hooked_pwritev, &image, &view);
   /* Only the test commits. */
   worker_stop (image->writer);
 }

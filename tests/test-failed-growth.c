@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hooked-storage.h"
 #include "image.h"
 #include "power-check.h"
 #include "qemu-image.h"
@@ -31,14 +32,12 @@ static uint64_t table_offset;   /* of the refcount table, to be hooked */
 static bool fail_table;
 static unsigned nr_table_writes, nr_durable;
 
-static const struct qcow2_storage_ops *real_ops;
-
 /* The error of a large write comes when all of it is there. */
 static int
 hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
                 uint64_t offset, bool durable)
 {
-  int r = real_ops->pwritev (s, iov, iovcnt, offset, durable);
+  int r = real_pwritev (s, iov, iovcnt, offset, durable);
 
   if (table_offset && offset == table_offset) {
     nr_table_writes++;
@@ -52,35 +51,12 @@ hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
   return -EIO;
 }
 
-static int
-wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
-      struct qcow2_storage **s)
-{
-  static struct qcow2_storage_ops ops;
-
-  real_ops = (*s)->ops;
-  ops = *real_ops;
-  ops.pwritev = hooked_pwritev;
-  (*s)->ops = &ops;
-  return 0;
-}
-
 static void
 open_image (void)
 {
-  struct qcow2_options options;
-  struct qcow2_error error;
-
   run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 "
                "-o cluster_size=512,refcount_bits=64 disk.qcow2 1M");
-  qcow2_options_init (&options);
-  options.writable = true;
-  options.wrap = wrap;
-  if (qcow2_open ("disk.qcow2", &options, &image, &error) < 0 ||
-      qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
-    printf ("Bail out! %s\n", error.message);
-    exit (1);
-  }
+  open_hooked (hooked_pwritev, &image, &view);
 }
 
 /* A byte in each cluster, which is all that is written of it. */

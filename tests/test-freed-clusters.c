@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "format.h"
+#include "hooked-storage.h"
 #include "image.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
@@ -36,14 +37,7 @@ must (bool good, const char *what)
 static void
 open_image (void)
 {
-  struct qcow2_options options;
-  struct qcow2_error error;
-
-  qcow2_options_init (&options);
-  options.writable = true;
-  must (qcow2_open ("disk.qcow2", &options, &image, &error) == 0 &&
-        qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) == 0,
-        "can't open the image");
+  open_hooked (real_pwritev, &image, &view);
   worker_stop (image->writer);  /* only the test commits */
 }
 

@@ -7,6 +7,7 @@
 #include <malloc.h>
 #include <stdlib.h>
 
+#include "hooked-storage.h"
 #include "image.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
@@ -150,7 +151,6 @@ test_cache (void)
 #define NR_WRITES 2000
 #define STRIDE (32 * MiB)       /* what a slice maps */
 
-static const struct qcow2_storage_ops *real_ops;
 static struct qcow2 *image;
 static struct qcow2_view *view;
 
@@ -162,35 +162,13 @@ noting_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
 {
   if (memory_bytes () > most_memory)
     most_memory = memory_bytes ();
-  return real_ops->pwritev (s, iov, iovcnt, offset, durable);
-}
-
-/* The same storage, but for its writes. */
-static int
-wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
-      struct qcow2_storage **s)
-{
-  static struct qcow2_storage_ops ops;
-
-  real_ops = (*s)->ops;
-  ops = *real_ops;
-  ops.pwritev = noting_pwritev;
-  (*s)->ops = &ops;
-  return 0;
+  return real_pwritev (s, iov, iovcnt, offset, durable);
 }
 
 static void
 open_image (void)
 {
-  struct qcow2_options options;
-  struct qcow2_error error;
-
-  qcow2_options_init (&options);
-  options.writable = true;
-  options.wrap = wrap;
-  must (qcow2_open ("disk.qcow2", &options, &image, &error) == 0 &&
-        qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) == 0,
-        "can't open the image");
+  open_hooked (noting_pwritev, &image, &view);
   worker_stop (image->writer);  /* only the test commits */
 }
 
