@@ -50,6 +50,7 @@ struct qcow2_view {
   const struct l1_table *l1;    /* the top layer's, or &own_l1 */
   struct l1_table own_l1;       /* of a snapshot */
   _Atomic uint64_t size_bytes;  /* written under views_lock */
+  uint64_t vm_state_bytes;      /* of a snapshot */
 
   unsigned nr_refs;             /* under views_lock */
   struct qcow2_view *next;      /* under views_lock */
@@ -67,6 +68,12 @@ view_lookup (const struct qcow2_view *view, uint64_t offset,
  */
 extern int image_read (const struct qcow2 *image, const struct l1_table *l1,
                        void *buf, size_t count, uint64_t offset);
+
+/* Write to the VM state of the active layer, as qcow2_vmstate_pwrite does.
+ * -ERANGE, and nothing was done: the L1 table is too short for that.
+ */
+extern int request_write_vm_state (struct qcow2_view *view, const void *buf,
+                                   size_t count, uint64_t offset);
 
 /* Read what depends on the layers, which are loaded, and make caches and a
  * writer (where that is wanted) for them: there are none yet.  What is

@@ -475,6 +475,37 @@ extern int qcow2_zero (struct qcow2_view *view, uint64_t count,
 /* Make everything durable that was done before on any view. */
 extern int qcow2_flush (struct qcow2_view *view);
 
+/*----- State of virtual machines -----*/
+
+/* What a virtual machine was when a snapshot was taken (memory, devices) is
+ * kept behind the disk, apart from it: COUNT bytes from OFFSET on, which is
+ * counted from the beginning of the state.  Both kinds of image that can't
+ * have snapshots, raw ones and those with a data file: -ENOTSUP.
+ *
+ * Of a snapshot, the range lies within its vm_state_bytes, else -EINVAL.  For
+ * the active layer nobody has written down how much there is: what was not
+ * written reads as zeros.  What is in no cluster reads as zeros, too, never as
+ * what a backing file has.  -EIO, with a message: the snapshot's tables end
+ * before its state.
+ */
+extern int qcow2_vmstate_pread (struct qcow2_view *view, void *buf,
+                                size_t count, uint64_t offset);
+
+/* Write to the VM state of the active layer, of which a snapshot that is
+ * created takes as much as it is told; durable as after qcow2_pwrite without
+ * FUA.  From any thread, beside other requests, which wait now and then while
+ * the L1 table is moved.  If the size of the disk changes, what was written is
+ * lost, or somewhere else in the state.  Errors as those of qcow2_pwrite, and
+ * -EFBIG: the format's limits.
+ */
+extern int qcow2_vmstate_pwrite (struct qcow2_view *view, const void *buf,
+                                 size_t count, uint64_t offset);
+
+/* Drop all VM state of the active layer; it reads as zeros then.  Durable on
+ * return.  Snapshots keep theirs.  After an error, some may be dropped.
+ */
+extern int qcow2_vmstate_discard (struct qcow2_view *view);
+
 /*----- Managing -----*/
 
 /* Make the disk larger: SIZE_BYTES, any number.  What is added reads as

@@ -21,6 +21,7 @@ struct request {
   uint64_t offset;
   bool fast;                    /* a zero: not if it is slow */
   bool fua;
+  bool vm_state;                /* a write to it: OFFSET is there */
 };
 
 static struct writer *
@@ -53,6 +54,22 @@ prepare (struct writer *w, const struct request *req)
   return writer_begin_change (w);
 }
 
+/* Where the VM state begins depends on the size of the disk, so that is looked
+ * at within the epoch.
+ */
+static int
+place_vm_state (const struct writer *w, const struct request *req,
+                uint64_t *offset)
+{
+  const struct layer *top = w->top;
+  int r = layer_vm_state_offset (top, top->size_bytes, req->count, offset);
+
+  if (r == 0 && header_disk_l1_entries (&top->header, *offset + req->count) >
+      top->l1.nr_entries)
+    r = -ERANGE;
+  return r;
+}
+
 /* *DURABLE: all that was done is durable, if the request wants that.
  *
  * A write in place relies on the mapping alone: if that is durable, so is
@@ -67,14 +84,18 @@ run_once (struct writer *w, const struct request *req, bool *durable)
   struct epoch_ticket ticket = gate_enter (&w->image->gate);
   bool direct = wants_durable (w, req) && req->buf &&
     committer_is_clean (&w->committer);
+  uint64_t offset = req->offset;
   bool in_place = true;
-  int r = prepare (w, req);
+  int r = req->vm_state ? place_vm_state (w, req, &offset) : 0;
 
-  if (r == 0 && req->buf && w->detect_zeroes != QCOW2_DETECT_ZEROES_OFF)
+  if (r == 0)
+    r = prepare (w, req);
+  if (r == 0 && req->buf && !req->vm_state &&
+      w->detect_zeroes != QCOW2_DETECT_ZEROES_OFF)
     r = write_detecting_zeroes (w, ticket, req->buf, req->count, req->offset,
                                 direct, &in_place);
   else if (r == 0 && req->buf)
-    r = write_guest (w, ticket, req->buf, req->count, req->offset, direct,
+    r = write_guest (w, ticket, req->buf, req->count, offset, direct,
                      &in_place);
   else if (r == 0)
     r = zero_guest (w, ticket, req->mode, req->count, req->offset, &in_place);
@@ -111,6 +132,17 @@ qcow2_pwrite (struct qcow2_view *view, const void *buf, size_t count,
 {
   const struct request req = {
     .buf = buf, .count = count, .offset = offset, .fua = fua,
+  };
+
+  return run (view, &req);
+}
+
+int
+request_write_vm_state (struct qcow2_view *view, const void *buf,
+                        size_t count, uint64_t offset)
+{
+  const struct request req = {
+    .buf = buf, .count = count, .offset = offset, .vm_state = true,
   };
 
   return run (view, &req);

@@ -48,6 +48,7 @@ load_snapshot (const struct layer *top, const struct snapshot *sn,
                             (unsigned long long) sn->disk_size_bytes);
   view->l1 = &view->own_l1;
   view->size_bytes = sn->disk_size_bytes;
+  view->vm_state_bytes = sn->vm_state_bytes;
   return l1_table_read (top, "snapshot L1 table", sn->l1_offset,
                         sn->l1_entries, &view->own_l1, error);
 }

@@ -25,6 +25,19 @@ struct freeing {
   enum retired_kind kind;
 };
 
+/* One table after the other: slots are larger than a table where a backing file
+ * has larger clusters.
+ */
+static void
+drop_slices (struct writer *w, uint64_t first, uint64_t nr)
+{
+  unsigned bits = w->top->header.cluster_bits;
+  uint64_t i;
+
+  for (i = first; i < first + nr; ++i)
+    slice_cache_drop (w->top->slices, i << bits, (i + 1) << bits);
+}
+
 /* Whatever comes to these clusters next, it is not what was cached. */
 static int
 before_free (void *opaque, uint64_t first, uint64_t nr)
@@ -39,7 +52,7 @@ before_free (void *opaque, uint64_t first, uint64_t nr)
   if (r < 0)
     return r;
   if (f->kind == RETIRED_TABLE)
-    slice_cache_drop (w->top->slices, first << bits, (first + nr) << bits);
+    drop_slices (w, first, nr);
   if (f->kind == RETIRED_COMPRESSED)
     cluster_cache_drop (w->image->clusters, w->top->index, first << bits,
                         (first + nr) << bits);
