@@ -291,6 +291,19 @@ set_state_bytes (uint64_t bytes)
   set_number (40, 8, bytes);
 }
 
+static bool
+disk_is_zeros (uint64_t from, uint64_t end)
+{
+  static uint8_t buf[64 * KiB];
+  uint64_t pos;
+
+  for (pos = from; pos < end; pos += sizeof buf)
+    if (qcow2_pread (view, buf, sizeof buf, pos) < 0 || buf[0] != 0 ||
+        memcmp (buf, buf + 1, sizeof buf - 1) != 0)
+      return false;
+  return true;
+}
+
 /* QEMU takes it out of the active layer only if it knows its size. */
 static void
 make_snapshot (const char *options, uint64_t state_bytes)
@@ -329,8 +342,10 @@ test_snapshot (const char *options)
   open_view (QCOW2_ACTIVE);
   memset (want, 5, bytes);
   is_int (qcow2_vmstate_pwrite (view, want, 70000, 100), 0, "and new");
-  if (!strstr (options, "0.10"))
+  if (!strstr (options, "0.10")) {
     is_int (qcow2_grow (image, 40 * MiB, &error), 0, "the disk grows");
+    ok (disk_is_zeros (3 * MiB, 40 * MiB), "what is new reads as zeros");
+  }
   memset (want, 6, bytes);
   is_int (qcow2_vmstate_pwrite (view, want, 70000, 100), 0,
           "it is written behind its new end");
@@ -376,6 +391,58 @@ test_wrong_size (void)
   is_int (qcow2_vmstate_pread (view, buf, 512, UINT64_MAX - 512), -EIO,
           "nor what no number can name");
   close_view ();
+}
+
+static uint64_t
+get_word (uint64_t at)
+{
+  uint64_t word;
+  int fd = open ("disk.qcow2", O_RDONLY | O_CLOEXEC);
+
+  must (pread (fd, &word, 8, (off_t) at) == 8, "can't read the image");
+  close (fd);
+  return be64toh (word);
+}
+
+static void
+set_word (uint64_t at, uint64_t word)
+{
+  int fd = open ("disk.qcow2", O_WRONLY | O_CLOEXEC);
+
+  word = htobe64 (word);
+  must (pwrite (fd, &word, 8, (off_t) at) == 8, "can't patch the image");
+  close (fd);
+}
+
+/* Behind 3 MiB, which take two L1 entries, comes the third.  Its table, or what
+ * that names, is the refcount table.
+ */
+static void
+test_damaged (bool table)
+{
+  uint64_t refcount_table, l1;
+  uint8_t buf[512] = { 1 };
+
+  run_command ("rm -f *; " CREATE "-o cluster_size=4k disk.qcow2 3M && "
+               IO "'write -q -b -P 9 0 4M' disk.qcow2");
+  refcount_table = get_word (48);
+  l1 = get_word (40);
+  if (table)
+    set_word (l1 + 16, refcount_table | ENTRY_COPIED);
+  else
+    set_word ((get_word (l1 + 16) & ENTRY_OFFSET_MASK) + 8,
+              refcount_table | ENTRY_COPIED);
+  open_view (QCOW2_ACTIVE);
+  is_int (qcow2_vmstate_discard (view), -EIO,
+          "nothing is dropped by the word of a damaged %s: %s",
+          table ? "L1 entry" : "L2 table", message);
+  is_int (qcow2_vmstate_pwrite (view, buf, 512, 4096), -EIO,
+          "nor written");
+  qcow2_view_close (view);
+  qcow2_close (image);
+  ok (get_word (72) & INCOMPAT_CORRUPT, "the image is marked corrupt");
+  is_int ((int64_t) (get_word (refcount_table) & 4095), 0,
+          "the refcount table is as before");
 }
 
 /*----- Limits -----*/
@@ -454,6 +521,8 @@ main (void)
   for (i = 0; i < sizeof options / sizeof options[0]; ++i)
     test_snapshot (options[i]);
   test_wrong_size ();
+  test_damaged (true);
+  test_damaged (false);
   test_limits ();
   test_unchanged ();
   test_data_file ();
