@@ -215,7 +215,7 @@ test_adjacent_tables (void)
 {
   struct slice_cache *slices;
   struct slice_ref ref;
-  uint64_t first, i;
+  uint64_t first = 0, i;
   unsigned nr_left = 0;
 
   run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 base.qcow2 1M "
