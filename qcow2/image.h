@@ -70,10 +70,11 @@ extern int image_read (const struct qcow2 *image, const struct l1_table *l1,
                        void *buf, size_t count, uint64_t offset);
 
 /* Write to the VM state of the active layer, as qcow2_vmstate_pwrite does.
- * -ERANGE, and nothing was done: the L1 table is too short for that.
+ * *TOO_SHORT: the L1 table is too short for that, and nothing was done.
  */
 extern int request_write_vm_state (struct qcow2_view *view, const void *buf,
-                                   size_t count, uint64_t offset);
+                                   size_t count, uint64_t offset,
+                                   bool *too_short);
 
 /* Read what depends on the layers, which are loaded, and make caches and a
  * writer (where that is wanted) for them: there are none yet.  What is

@@ -21,7 +21,9 @@ struct request {
   uint64_t offset;
   bool fast;                    /* a zero: not if it is slow */
   bool fua;
-  bool vm_state;                /* a write to it: OFFSET is there */
+  bool *too_short;              /* not NULL: a write to the VM state, where
+                                   OFFSET is; set if the L1 table is too
+                                   short for it */
 };
 
 static struct writer *
@@ -65,8 +67,10 @@ place_vm_state (const struct writer *w, const struct request *req,
   int r = layer_vm_state_offset (top, top->size_bytes, req->count, offset);
 
   if (r == 0 && header_disk_l1_entries (&top->header, *offset + req->count) >
-      top->l1.nr_entries)
-    r = -ERANGE;
+      top->l1.nr_entries) {
+    *req->too_short = true;
+    r = -EFBIG;
+  }
   return r;
 }
 
@@ -86,11 +90,11 @@ run_once (struct writer *w, const struct request *req, bool *durable)
     committer_is_clean (&w->committer);
   uint64_t offset = req->offset;
   bool in_place = true;
-  int r = req->vm_state ? place_vm_state (w, req, &offset) : 0;
+  int r = req->too_short ? place_vm_state (w, req, &offset) : 0;
 
   if (r == 0)
     r = prepare (w, req);
-  if (r == 0 && req->buf && !req->vm_state &&
+  if (r == 0 && req->buf && !req->too_short &&
       w->detect_zeroes != QCOW2_DETECT_ZEROES_OFF)
     r = write_detecting_zeroes (w, ticket, req->buf, req->count, req->offset,
                                 direct, &in_place);
@@ -139,12 +143,13 @@ qcow2_pwrite (struct qcow2_view *view, const void *buf, size_t count,
 
 int
 request_write_vm_state (struct qcow2_view *view, const void *buf,
-                        size_t count, uint64_t offset)
+                        size_t count, uint64_t offset, bool *too_short)
 {
   const struct request req = {
-    .buf = buf, .count = count, .offset = offset, .vm_state = true,
+    .buf = buf, .count = count, .offset = offset, .too_short = too_short,
   };
 
+  *too_short = false;
   return run (view, &req);
 }
 

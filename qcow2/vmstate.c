@@ -119,15 +119,16 @@ int
 qcow2_vmstate_pwrite (struct qcow2_view *view, const void *buf, size_t count,
                       uint64_t offset)
 {
+  bool too_short;
   int r;
 
   if (!can_have_vm_state (view->image->chain.layers[0]))
     return -ENOTSUP;
-  while ((r = request_write_vm_state (view, buf, count, offset)) == -ERANGE) {
-    r = make_room (view->image->writer, count, offset);
-    if (r < 0)
-      return r;
-  }
+  do {
+    r = request_write_vm_state (view, buf, count, offset, &too_short);
+    if (too_short)
+      r = make_room (view->image->writer, count, offset);
+  } while (too_short && r == 0);
   return r;
 }
 
