@@ -217,6 +217,10 @@ extern void qcow2_snapshot_get (const struct qcow2 *image, size_t index,
 extern int qcow2_snapshot_find (const struct qcow2 *image,
                                 const char *id_or_name);
 
+/* The first with this name, whatever ids there are. */
+extern int qcow2_snapshot_find_name (const struct qcow2 *image,
+                                     const char *name);
+
 /*----- What an image says about itself -----*/
 
 struct qcow2_bitmap_info {
@@ -519,6 +523,66 @@ extern int qcow2_vmstate_discard (struct qcow2_view *view);
  */
 extern int qcow2_grow (struct qcow2 *image, uint64_t size_bytes,
                        struct qcow2_error *error);
+
+/*----- Managing internal snapshots -----*/
+
+/* These work on an image in use: requests in progress are waited for, new
+ * ones wait, and the image is at rest before and after.  No call that takes,
+ * gives or looks up the index of a snapshot may be in progress on IMAGE
+ * meanwhile, and what qcow2_snapshot_get has given is void afterwards.
+ *
+ * After an error all is as before, and the call may be made again, unless
+ * writing has ended (a flush or the header could not be written): then the
+ * image is read-only until it is opened again, and as before or as after.
+ * An image of version 3 carries the dirty bit meanwhile, so that what a crash
+ * has left is repaired by whoever opens it next; in one of version 2 it may
+ * leave leaks and COPIED flags that are missing, which do no harm.  What could
+ * not be cleaned up after an error, or after success, is left in the same way,
+ * with a warning in the log.
+ *
+ * Memory: 4 bytes and 2 bits for each cluster of the file (8 bytes for
+ * applying; touched only where something is referenced), 16 bytes for each
+ * L2 table, 4 MiB, and the snapshot table.
+ *
+ * Errors: -EROFS: not open for writing; -ENOTSUP: with an external data file;
+ * -ERANGE: a refcount would not fit in refcount_bits; -EFBIG: too many
+ * snapshots, or a file too large for that memory (1 GiB); -EIO: metadata that
+ * can't be right; and those of the system.
+ */
+struct qcow2_snapshot_params {
+  const char *name;             /* at most 255 bytes, may be there already */
+  const char *id;               /* at most 127 bytes; NULL: the highest
+                                   number plus 1 */
+  uint32_t date_sec;
+  uint32_t date_nsec;
+  uint64_t vm_clock_nsec;
+  uint64_t vm_state_bytes;      /* 0: there is none */
+  uint64_t icount;              /* or QCOW2_NO_ICOUNT */
+};
+
+/* Take a snapshot of the active layer.  Bitmaps stay valid.  With
+ * vm_state_bytes, what the L1 table maps behind the end of the disk belongs
+ * to the snapshot alone afterwards.  The new snapshot has the last index.
+ * -EINVAL: name or id too long; -EEXIST: there is that id.
+ */
+extern int qcow2_snapshot_create (struct qcow2 *image,
+                                  const struct qcow2_snapshot_params *params,
+                                  struct qcow2_error *error);
+
+/* Give the active layer the content, size and VM state of a snapshot, which
+ * stays.  Views of the active layer that are open have them, too; what it had
+ * is lost.  -EBUSY: the image has valid bitmaps; -ENOTSUP: the size is another
+ * one, and there are snapshots that don't tell theirs, or the image is of
+ * version 2; -ENOENT: no such index.
+ */
+extern int qcow2_snapshot_apply (struct qcow2 *image, size_t index,
+                                 struct qcow2_error *error);
+
+/* Delete a snapshot; those behind it have lower indexes then, views too.
+ * Bitmaps stay valid.  -EBUSY: a view of it is open; -ENOENT: no such index.
+ */
+extern int qcow2_snapshot_delete (struct qcow2 *image, size_t index,
+                                  struct qcow2_error *error);
 
 /*----- Creating -----*/
 

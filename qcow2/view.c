@@ -173,6 +173,29 @@ image_set_size (struct qcow2 *image, uint64_t size_bytes)
 }
 
 bool
+image_has_view_of (struct qcow2 *image, size_t snapshot)
+{
+  bool r;
+
+  pthread_mutex_lock (&image->views_lock);
+  r = find_open_locked (image, snapshot) != NULL;
+  pthread_mutex_unlock (&image->views_lock);
+  return r;
+}
+
+void
+image_remove_snapshot (struct qcow2 *image, size_t snapshot)
+{
+  struct qcow2_view *view;
+
+  pthread_mutex_lock (&image->views_lock);
+  for (view = image->views; view; view = view->next)
+    if (view->snapshot != QCOW2_ACTIVE && view->snapshot > snapshot)
+      view->snapshot--;
+  pthread_mutex_unlock (&image->views_lock);
+}
+
+bool
 image_has_views (struct qcow2 *image)
 {
   bool r;
@@ -213,6 +236,12 @@ qcow2_snapshot_get (const struct qcow2 *image, size_t index,
                     struct qcow2_snapshot_info *info)
 {
   snapshot_table_describe (&image->snapshots, index, info);
+}
+
+int
+qcow2_snapshot_find_name (const struct qcow2 *image, const char *name)
+{
+  return snapshot_table_find_name (&image->snapshots, name);
 }
 
 int

@@ -39,11 +39,10 @@ drop_slices (struct writer *w, uint64_t first, uint64_t nr)
 }
 
 /* Whatever comes to these clusters next, it is not what was cached. */
-static int
-before_free (void *opaque, uint64_t first, uint64_t nr)
+int
+worker_before_free (struct writer *w, enum retired_kind kind, uint64_t first,
+                    uint64_t nr)
 {
-  const struct freeing *f = opaque;
-  struct writer *w = f->w;
   unsigned bits = w->top->header.cluster_bits;
   int r;
 
@@ -51,14 +50,22 @@ before_free (void *opaque, uint64_t first, uint64_t nr)
                    "a cluster that is given up");
   if (r < 0)
     return r;
-  if (f->kind == RETIRED_TABLE)
+  if (kind == RETIRED_TABLE)
     drop_slices (w, first, nr);
-  if (f->kind == RETIRED_COMPRESSED)
+  if (kind == RETIRED_COMPRESSED)
     cluster_cache_drop (w->image->clusters, w->top->index, first << bits,
                         (first + nr) << bits);
   if (w->discard)
     qcow2_storage_discard (w->top->file, first << bits, nr << bits);
   return 0;
+}
+
+static int
+before_free (void *opaque, uint64_t first, uint64_t nr)
+{
+  const struct freeing *f = opaque;
+
+  return worker_before_free (f->w, f->kind, first, nr);
 }
 
 static void
