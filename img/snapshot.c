@@ -12,11 +12,16 @@
 #include "message.h"
 #include "options.h"
 #include "snapshot-line.h"
+#include "vmstate.h"
+
+enum own_id { LOAD_VMSTATE = 256, SAVE_VMSTATE };
 
 /* What is to be done, and with which snapshot. */
 struct action {
-  int option;                   /* 'l', 'c', 'a', 'd', or 0 */
+  int option;                   /* 'l', 'c', 'a', 'd', 's', or 0 */
   const char *name;
+  const char *image_name;
+  const char *load, *save;      /* a file for VM state, or NULL */
 };
 
 /*----- Opening -----*/
@@ -81,22 +86,27 @@ list (const struct qcow2_info *info)
 }
 
 static int
-create (struct qcow2 *image, const char *name, struct qcow2_error *error)
+create (struct qcow2 *image, const struct action *action,
+        struct qcow2_error *error)
 {
-  struct qcow2_snapshot_params params = { .name = name };
+  struct qcow2_snapshot_params params = { .name = action->name };
   struct timespec now;
 
   clock_gettime (CLOCK_REALTIME, &now);
   params.date_sec = (uint32_t) now.tv_sec;
   params.date_nsec = (uint32_t) (now.tv_nsec / 1000 * 1000);
+  if (action->load)
+    return img_vmstate_create (image, action->image_name, &params,
+                               action->load, error);
   return qcow2_snapshot_create (image, &params, error);
 }
 
 /* As qemu-img finds them: an id comes first here, then a name. */
 static int
-apply (struct qcow2 *image, const char *name, struct qcow2_error *error)
+apply (struct qcow2 *image, const struct action *action,
+       struct qcow2_error *error)
 {
-  int index = qcow2_snapshot_find (image, name);
+  int index = qcow2_snapshot_find (image, action->name);
 
   if (index < 0)
     return qcow2_error_set (error, ENOENT, "Failed to load snapshot: %s",
@@ -106,9 +116,10 @@ apply (struct qcow2 *image, const char *name, struct qcow2_error *error)
 
 /* ... and only a name here. */
 static int
-delete (struct qcow2 *image, const char *name, struct qcow2_error *error)
+delete (struct qcow2 *image, const struct action *action,
+        struct qcow2_error *error)
 {
-  int index = qcow2_snapshot_find_name (image, name);
+  int index = qcow2_snapshot_find_name (image, action->name);
 
   if (index < 0)
     return qcow2_error_set (error, ENOENT, "snapshot not found");
@@ -118,7 +129,7 @@ delete (struct qcow2 *image, const char *name, struct qcow2_error *error)
 static const struct {
   int option;
   const char *verb;
-  int (*fn) (struct qcow2 *image, const char *name,
+  int (*fn) (struct qcow2 *image, const struct action *action,
              struct qcow2_error *error);
 } actions[] = {
   { 'c', "create", create },
@@ -139,7 +150,7 @@ change (const struct img_options *options, const struct action *action)
     return EXIT_FAILURE;
   while (actions[i].option != action->option)
     i++;
-  r = actions[i].fn (image, action->name, &error);
+  r = actions[i].fn (image, action, &error);
   r2 = qcow2_close (image);
   if (r < 0)
     img_error ("Could not %s snapshot '%s': %s", actions[i].verb,
@@ -150,6 +161,30 @@ change (const struct img_options *options, const struct action *action)
   return r < 0 || r2 < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
+/* The image is only read. */
+static int
+save_vmstate (const struct img_options *options, const struct action *action)
+{
+  struct qcow2_options engine = options->engine;
+  struct qcow2_error error = { "" };
+  struct qcow2 *image;
+  int r;
+
+  engine.no_backing = true;
+  if (qcow2_open (action->image_name, &engine, &image, &error) < 0) {
+    img_open_error (action->image_name, &error, NULL);
+    return EXIT_FAILURE;
+  }
+  r = img_vmstate_save (image, action->image_name, action->name, action->save,
+                        &error);
+  qcow2_close (image);
+  if (r == 0)
+    return EXIT_SUCCESS;
+  img_error ("Could not save the VM state of snapshot '%s': %s", action->name,
+             error.message);
+  return EXIT_FAILURE;
+}
+
 /*----- The command -----*/
 
 static const struct img_option own_options[] = {
@@ -157,6 +192,9 @@ static const struct img_option own_options[] = {
   { 'a', NULL, true },
   { 'c', NULL, true },
   { 'd', NULL, true },
+  { 's', NULL, true },
+  { LOAD_VMSTATE, "load-vmstate", true },
+  { SAVE_VMSTATE, "save-vmstate", true },
   { 0, NULL, false },
 };
 
@@ -165,10 +203,32 @@ set_option (void *opaque, int id, const char *value)
 {
   struct action *action = opaque;
 
+  if (id == LOAD_VMSTATE) {
+    action->load = value;
+    return;
+  }
+  if (id == SAVE_VMSTATE) {
+    action->save = value;
+    return;
+  }
   if (action->option)
-    img_usage_error ("Cannot mix '-l', '-a', '-c', '-d'");
+    img_usage_error ("Cannot mix '-l', '-a', '-c', '-d', '-s'");
   action->option = id;
   action->name = value;
+}
+
+static void
+check_vmstate_options (const struct action *action)
+{
+  if (action->option == 's' && !action->save)
+    img_usage_error ("-s needs --save-vmstate=FILE: where to write the VM "
+                     "state");
+  if (action->save && action->option != 's')
+    img_usage_error ("--save-vmstate needs -s SNAPSHOT: whose VM state to "
+                     "write");
+  if (action->load && action->option != 'c')
+    img_usage_error ("--load-vmstate needs -c NAME: the snapshot that gets "
+                     "the VM state");
 }
 
 /* A data file need not be opened to say that it is in the way. */
@@ -187,8 +247,9 @@ look (const struct img_options *options, const struct action *action)
   if (action->option == 'l')
     list (info);
   else if (action->option && info->external_data) {
-    img_error ("Could not change the snapshots of '%s': an image with an "
+    img_error ("Could not %s the snapshots of '%s': an image with an "
                "external data file can't have internal snapshots",
+               action->option == 's' ? "read" : "change",
                options->files[0]);
     status = EXIT_FAILURE;
   }
@@ -207,14 +268,19 @@ run (int argc, char **argv)
                      own_options, set_option, &action, &options);
   if (options.nr_files != 1)
     img_usage_error ("Expecting one image file name");
-  if (!options.engine.lock && action.option != 'l' && action.option) {
+  action.image_name = options.files[0];
+  check_vmstate_options (&action);
+  if (!options.engine.lock && action.option && action.option != 'l' &&
+      action.option != 's') {
     img_error ("Could not open '%s': force-share=on can only be used with "
                "read-only images", options.files[0]);
     return EXIT_FAILURE;
   }
 
   status = look (&options, &action);
-  if (status == EXIT_SUCCESS && action.option && action.option != 'l')
+  if (status == EXIT_SUCCESS && action.option == 's')
+    status = save_vmstate (&options, &action);
+  else if (status == EXIT_SUCCESS && action.option && action.option != 'l')
     status = change (&options, &action);
   img_options_clear (&options);
   return status;
@@ -222,8 +288,8 @@ run (int argc, char **argv)
 
 const struct img_command img_snapshot = {
   .name = "snapshot",
-  .usage = "[-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] "
-    "filename",
+  .usage = "[-U] [-q] [-l | -a snapshot | -c snapshot [--load-vmstate=file] | "
+    "-d snapshot | -s snapshot --save-vmstate=file] filename",
   .help =
     "List or change the internal snapshots of an image.\n"
     "\n"
@@ -231,8 +297,12 @@ const struct img_command img_snapshot = {
     "  -c NAME               take one of the disk as it is now\n"
     "  -a ID|NAME            give the disk the content of a snapshot\n"
     "  -d NAME               delete one\n"
+    "  -s ID|NAME            write its VM state to the file of --save-vmstate\n"
+    "  --save-vmstate=FILE   with -s; - is the standard output\n"
+    "  --load-vmstate=FILE   with -c: the snapshot gets the VM state in FILE;\n"
+    "                        - is the standard input\n"
     IMG_HELP_QUIET
-    "  -U, --force-share     list even if the image is in use; what is\n"
+    "  -U, --force-share     list or save even if the image is in use; what is\n"
     "                        read may then be inconsistent\n",
   .error_status = EXIT_FAILURE,
   .run = run,
