@@ -234,9 +234,19 @@ raise_one (void *opaque, uint64_t cluster, uint64_t value)
   return change > 0 ? value + (uint64_t) change : value;
 }
 
+/* A commit that writes refcounts alone does not flush, unless it is told
+ * that there is something to be flushed.
+ */
+static void
+want_flush (const struct l1_refs *refs)
+{
+  epoch_note_write (epoch_first_ticket (&refs->w->image->epoch));
+}
+
 int
 l1_refs_raise (struct l1_refs *refs)
 {
+  want_flush (refs);
   return each (refs, raise_one, refs, &refs->raised_end);
 }
 
@@ -252,8 +262,11 @@ int
 l1_refs_undo_raise (struct l1_refs *refs)
 {
   uint64_t done;
-  int r = refcounts_each (refs->w->rc, 0, refs->raised_end, unraise_one, refs,
-                          &done);
+  int r;
+
+  want_flush (refs);
+  r = refcounts_each (refs->w->rc, 0, refs->raised_end, unraise_one, refs,
+                      &done);
 
   if (r == 0)
     refs->raised_end = 0;
@@ -352,6 +365,7 @@ l1_refs_lower (struct l1_refs *refs)
   if (r == 0)
     r = before_free (&l);
   if (r == 0) {
+    want_flush (refs);
     r = each (refs, lower_one, &l, &done);
     after_free (&l, done);
   }

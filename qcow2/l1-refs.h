@@ -44,9 +44,9 @@ extern int l1_refs_count (struct l1_refs *refs, const struct l1_table *l1,
 extern int l1_refs_judge (struct l1_refs *refs);
 
 /* Change the refcounts in memory: first where there are more references, for
- * which a commit is due before anything that names them is written; then,
- * when nothing durable names them, where there are less.  Undoing the first
- * may be done after an error as well.
+ * which a commit is due (it flushes) before anything that names them is
+ * written; then, when nothing durable names them, where there are less.
+ * Undoing the first may be done after an error as well.
  */
 extern int l1_refs_raise (struct l1_refs *refs);
 extern int l1_refs_undo_raise (struct l1_refs *refs);
