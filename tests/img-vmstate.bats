@@ -6,6 +6,7 @@
 
 load lib
 load img
+load make-image
 
 setup () { img_setup; }
 
@@ -170,6 +171,48 @@ END
     run_img snapshot -l --save-vmstate state.bin disk.qcow2
     [ "$status" -eq 1 ]
     cmp before.qcow2 disk.qcow2
+}
+
+@test "a state that would be longer than its tables" {
+    local table
+    qemu-img create -q -f qcow2 disk.qcow2 3M
+    save_machine disk.qcow2 one
+    table=$(od -An -j64 -N8 -tu8 --endian=big disk.qcow2)
+    echo precious > state.bin
+    for bytes in $((1 << 40)) $((1 << 62)); do
+        put_number disk.qcow2 $((table + 40)) 8 "$bytes"
+        refuses 1 "has no room for a VM state of $bytes bytes" \
+            snapshot -s one --save-vmstate state.bin disk.qcow2
+        [ "$(cat state.bin)" = precious ]
+    done
+}
+
+@test "killed while it loads: the image is sound, and it can be done again" {
+    qemu-img create -q -f qcow2 -o cluster_size=4k disk.qcow2 3M
+    qemu-io -f qcow2 -c 'write -q -P 1 0 3M' disk.qcow2
+    qemu_raw disk.qcow2 before.raw
+    head -c 9M /dev/urandom > state.bin
+    mkfifo pipe
+    for part in 1 5000000; do
+        "$img" snapshot -c one --load-vmstate pipe disk.qcow2 3>&- &
+        exec 5> pipe
+        head -c "$part" state.bin >&5
+        sleep 0.3
+        kill -KILL $!
+        wait $! || [ $? -eq 137 ]
+        exec 5>&-
+        status=0
+        qemu-img check -q disk.qcow2 || status=$?
+        [ "$status" -eq 0 ] || [ "$status" -eq 3 ]
+        [ -z "$(qemu-img snapshot -l disk.qcow2)" ]
+        qemu_raw disk.qcow2 after.raw
+        cmp before.raw after.raw
+    done
+    "$img" snapshot -c one --load-vmstate state.bin disk.qcow2
+    "$img" snapshot -s one --save-vmstate again.bin disk.qcow2
+    cmp state.bin again.bin
+    no_active_state disk.qcow2
+    qemu-img check -q -r leaks disk.qcow2
 }
 
 @test "what can't be loaded" {
