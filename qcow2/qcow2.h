@@ -498,7 +498,7 @@ extern int qcow2_vmstate_pread (struct qcow2_view *view, void *buf,
 /* Write to the VM state of the active layer, of which a snapshot that is
  * created takes as much as it is told; durable as after qcow2_pwrite without
  * FUA.  From any thread, beside other requests, which wait now and then while
- * the L1 table is moved.  If the size of the disk changes, what was written is
+ * the L1 table is moved.  Bitmaps stay valid.  If the size of the disk changes, what was written is
  * lost, or somewhere else in the state.  Errors as those of qcow2_pwrite, and
  * -EFBIG: the format's limits.
  */

@@ -53,7 +53,7 @@ prepare (struct writer *w, const struct request *req)
 {
   if (req->fast && !zero_is_fast (w, req->mode, req->count, req->offset))
     return -EOPNOTSUPP;
-  return writer_begin_change (w);
+  return req->too_short ? writer_begin_beside (w) : writer_begin_change (w);
 }
 
 /* Where the VM state begins depends on the size of the disk, so that is looked

@@ -89,7 +89,7 @@ move_table (struct writer *w, uint32_t nr_entries)
   int r = writer_rest (w);
 
   if (r == 0)
-    r = writer_begin_change (w);
+    r = writer_begin_beside (w);
   if (r == 0)
     r = l1_grow (&w->l1, &w->alloc, nr_entries, false,
                  w->top->header.size_bytes);
@@ -181,7 +181,7 @@ qcow2_vmstate_discard (struct qcow2_view *view)
   if (w && first_table (w->top) >= w->top->l1.nr_entries)
     r = 0;
   else if (w) {
-    r = writer_begin_change (w);
+    r = writer_begin_beside (w);
     if (r == 0)
       r = vmstate_drop (w);
   }

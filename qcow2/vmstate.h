@@ -8,7 +8,7 @@
 #include "writer.h"
 
 /* Give up all VM state of the active layer: its references, so what a snapshot
- * has, too, that keeps.  The gate is closed, writer_begin_change was called,
+ * has, too, that keeps.  The gate is closed, writer_begin_beside was called,
  * and the caller commits.  After an error some of it may be there.
  */
 extern int vmstate_drop (struct writer *w);

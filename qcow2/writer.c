@@ -188,17 +188,18 @@ log_begin_failed (const struct writer *w, int r)
 }
 
 static int
-begin (struct writer *w)
+begin (struct writer *w, bool beside)
 {
+  _Atomic bool *begun = beside ? &w->begun_beside : &w->begun;
   int r = 0;
 
   pthread_mutex_lock (&w->begin_lock);
-  if (!w->begun) {
-    r = begin_locked (w, w->lazy_refcounts || w->unrepaired, false);
+  if (!w->begun && !*begun) {
+    r = begin_locked (w, w->lazy_refcounts || w->unrepaired, beside);
     if (r == 0)
       r = worker_start (w);
     if (r == 0)
-      w->begun = true;
+      *begun = true;
     else
       log_begin_failed (w, r);
   }
@@ -224,7 +225,17 @@ writer_begin_change (struct writer *w)
 
   if (r < 0 || atomic_load_explicit (&w->begun, memory_order_acquire))
     return r;
-  return begin (w);
+  return begin (w, false);
+}
+
+int
+writer_begin_beside (struct writer *w)
+{
+  int r = may_change (w);
+
+  if (r < 0 || atomic_load_explicit (&w->begun_beside, memory_order_acquire))
+    return r;
+  return begin (w, true);
 }
 
 int
@@ -339,7 +350,7 @@ writer_rest (struct writer *w)
 {
   int r;
 
-  if (!w->begun)
+  if (!w->begun && !w->begun_beside)
     return clear_dirty_bit (w); /* if that has failed before */
   worker_stop (w);
   atomic_store (&w->committer.finishing, true);
@@ -354,7 +365,7 @@ writer_rest (struct writer *w)
   /* If this fails the bit may be there or not: the next change sets it
    * first, either way.
    */
-  w->begun = false;
+  w->begun = w->begun_beside = false;
   return clear_dirty_bit (w);
 }
 
@@ -363,7 +374,7 @@ writer_views_closed (struct writer *w)
 {
   int r = 0;
 
-  if (!w || !(w->begun || (w->dirty && !w->unrepaired)) || committer_state (&w->committer) < 0)
+  if (!w || !(w->begun || w->begun_beside || (w->dirty && !w->unrepaired)) || committer_state (&w->committer) < 0)
     return;
   /* Most of the work, retiring too, so that a client that comes meanwhile
    * waits for little; and for nothing, once it is there.

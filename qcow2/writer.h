@@ -37,6 +37,8 @@ struct writer {
   unsigned nr_growths;          /* of the disk; gate closed */
   _Atomic bool begun;           /* the header is ready for changes; cleared
                                    with the gate closed */
+  _Atomic bool begun_beside;    /* ... of what is no part of the disk: bitmaps
+                                   may still be valid; cleared likewise */
   _Atomic bool dirty;           /* it has the dirty bit: changed likewise */
   bool unrepaired;              /* and keeps it, for the next that opens the
                                    image: gate closed */
@@ -86,6 +88,11 @@ extern void writer_free (struct writer *w);
  * says so on disk.  Also refuses when writing has failed.
  */
 extern int writer_begin_change (struct writer *w);
+
+/* The same for changes of what is no part of the disk (VM state): bitmaps stay
+ * as valid as they are.
+ */
+extern int writer_begin_beside (struct writer *w);
 
 /* The same for an operation that closes the gate, with the image at rest:
  * it needs no worker, and the header gets the dirty bit (not in version 2,

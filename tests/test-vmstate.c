@@ -490,6 +490,30 @@ test_unchanged (void)
   is_int (system ("cmp disk.qcow2 before.qcow2"), 0, "and nothing written");
 }
 
+/* The first autoclear bit tells. */
+static void
+test_bitmaps (void)
+{
+  uint8_t byte = 1;
+
+  run_command ("rm -f *; " CREATE "-o cluster_size=4k disk.qcow2 1M && "
+               "qemu-img bitmap --add disk.qcow2 dirty");
+  open_view (QCOW2_ACTIVE);
+  is_int (qcow2_vmstate_pwrite (view, &byte, 1, 9 * MiB), 0, "written");
+  is_int (qcow2_vmstate_discard (view), 0, "dropped");
+  is_int (qcow2_vmstate_pwrite (view, &byte, 1, 0), 0, "written again");
+  is_int (qcow2_flush (view), 0, "flushed");
+  close_view ();
+  is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
+  is_int ((int64_t) (get_word (88) & 1), 1, "the disk's bitmap is valid");
+  open_view (QCOW2_ACTIVE);
+  is_int (qcow2_vmstate_pwrite (view, &byte, 1, 0), 0, "written again");
+  is_int (qcow2_pwrite (view, &byte, 1, 0, false), 0,
+          "the disk is written to");
+  is_int ((int64_t) (get_word (88) & 1), 0, "now it is not");
+  close_view ();
+}
+
 static void
 test_data_file (void)
 {
@@ -525,6 +549,7 @@ main (void)
   test_damaged (false);
   test_limits ();
   test_unchanged ();
+  test_bitmaps ();
   test_data_file ();
   return tap_done ();
 }
