@@ -33,6 +33,8 @@ l1_refs_init (struct l1_refs *refs, struct writer *w,
     r = ref_map_init (&refs->more, (uint64_t) bytes, bits);
   if (r == 0)
     r = ref_map_init (&refs->less, (uint64_t) bytes, bits);
+  if (r == 0)
+    r = ref_map_init (&refs->stay, (uint64_t) bytes, bits);
   if (r < 0)
     qcow2_error_set (error, -r, r == -EFBIG ? "the file is too large: to "
                      "count references would take more than 1 GiB of memory" :
@@ -45,6 +47,7 @@ l1_refs_clear (struct l1_refs *refs)
 {
   ref_map_clear (&refs->more);
   ref_map_clear (&refs->less);
+  ref_map_clear (&refs->stay);
 }
 
 /*----- Counting -----*/
@@ -117,11 +120,11 @@ count_table (void *opaque, const struct walked_table *t)
 
 int
 l1_refs_count (struct l1_refs *refs, const struct l1_table *l1, uint32_t nr,
-               bool is_active, bool more)
+               bool is_active, struct ref_map *map)
 {
   const struct layer *top = refs->w->top;
   struct counting c = {
-    .refs = refs, .map = more ? &refs->more : &refs->less,
+    .refs = refs, .map = map,
     .cluster_bits = top->header.cluster_bits,
     .words_per_entry = 1u << (top->l2_entry_bits - 3),
   };
@@ -134,7 +137,7 @@ l1_refs_count (struct l1_refs *refs, const struct l1_table *l1, uint32_t nr,
 
   if (refs->error)
     refs->error->message[0] = '\0';
-  for (i = 0; i < nr && more; ++i)
+  for (i = 0; i < nr && map == &refs->more; ++i)
     refs->has_copied |= l1->entries[i] >> 63;
   r = l2_walk (&walk);
   if (r < 0 && refs->error && refs->error->message[0] == '\0')
@@ -158,20 +161,27 @@ struct judging {
   uint64_t overflow, too_low, mixed; /* a cluster, or UINT64_MAX */
 };
 
+static bool
+differ (const struct ref_map *a, const struct ref_map *b, uint64_t cluster)
+{
+  return ref_map_count (a, cluster) > 0 && ref_map_count (b, cluster) > 0 &&
+    ref_map_kind (a, cluster) != ref_map_kind (b, cluster);
+}
+
 static uint64_t
 judge_one (void *opaque, uint64_t cluster, uint64_t value)
 {
   struct judging *j = opaque;
   uint64_t more = ref_map_count (&j->refs->more, cluster);
   uint64_t less = ref_map_count (&j->refs->less, cluster);
+  uint64_t stay = ref_map_count (&j->refs->stay, cluster);
 
   if (more == 0 && less == 0)
     return value;
-  if (more > 0 && less > 0 &&
-      ref_map_kind (&j->refs->more, cluster) !=
-      ref_map_kind (&j->refs->less, cluster))
+  if (differ (&j->refs->more, &j->refs->less, cluster) ||
+      differ (&j->refs->stay, &j->refs->less, cluster))
     j->mixed = cluster;
-  if (value < more + less)
+  if (value < more + less + stay)
     j->too_low = cluster;
   if (more > less && (value > j->max || j->max - value < more - less))
     j->overflow = cluster;

@@ -14,10 +14,11 @@
 struct l1_refs {
   struct writer *w;
 
-  /* References that are to come, and that are to go; both are there
-   * already, the first once. 4 bytes for each cluster, if it has any.
+  /* References that are to come, that are to go, and that stay as they are,
+   * for judging; all are there already, the first once.  Each takes 4 bytes
+   * for each cluster, where it has any.
    */
-  struct ref_map more, less;
+  struct ref_map more, less, stay;
   bool has_copied;              /* a table in MORE has COPIED flags */
 
   uint64_t raised_end;          /* refcounts below it were raised */
@@ -31,11 +32,12 @@ extern int l1_refs_init (struct l1_refs *refs, struct writer *w,
                          struct qcow2_error *error);
 extern void l1_refs_clear (struct l1_refs *refs);
 
-/* Count what the first NR entries of L1 refer to, in MORE or else in LESS.
- * With a message.  -EIO: there is something that can't be right.
+/* Count what the first NR entries of L1 refer to, in MAP, which is one of
+ * REFS.  With a message.  -EIO: there is something that can't be right.
  */
 extern int l1_refs_count (struct l1_refs *refs, const struct l1_table *l1,
-                          uint32_t nr, bool is_active, bool more);
+                          uint32_t nr, bool is_active,
+                          struct ref_map *map);
 
 /* May the refcounts be changed by what was counted?  -ERANGE: one would be
  * more than refcounts can be; -EIO: one is less than what was counted.  With

@@ -541,7 +541,7 @@ extern int qcow2_grow (struct qcow2 *image, uint64_t size_bytes,
  * with a warning in the log.
  *
  * Memory: 4 bytes and 2 bits for each cluster of the file (8 bytes for
- * applying; touched only where something is referenced), 16 bytes for each
+ * applying and deleting; touched only where something is referenced), 16 bytes for each
  * L2 table, 4 MiB, and the snapshot table.
  *
  * Errors: -EROFS: not open for writing; -ENOTSUP: with an external data file;

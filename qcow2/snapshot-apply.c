@@ -107,10 +107,11 @@ plan (struct application *a)
   if (r == 0)
     r = choose_entries (a);
   if (r == 0)
-    r = l1_refs_count (&c->refs, &a->l1, a->l1.nr_entries, false, true);
+    r = l1_refs_count (&c->refs, &a->l1, a->l1.nr_entries, false,
+                       &c->refs.more);
   if (r == 0)
     r = l1_refs_count (&c->refs, &c->top->l1, c->top->l1.nr_entries, true,
-                       false);
+                       &c->refs.less);
   return r == 0 ? l1_refs_judge (&c->refs) : r;
 }
 

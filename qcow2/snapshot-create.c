@@ -90,7 +90,8 @@ plan (struct creation *cr)
   if (cr->params->vm_state_bytes > 0 && disk < l1->nr_entries)
     cr->nr_shared = (uint32_t) disk;
   if (r == 0)
-    r = l1_refs_count (&c->refs, l1, cr->nr_shared, true, true);
+    r = l1_refs_count (&c->refs, l1, cr->nr_shared, true,
+                       &c->refs.more);
   return r == 0 ? l1_refs_judge (&c->refs) : r;
 }
 

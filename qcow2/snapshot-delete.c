@@ -33,7 +33,14 @@ plan (struct deletion *d)
   r = l1_table_read (c->top, "snapshot L1 table", sn->l1_offset,
                      sn->l1_entries, &d->l1, c->error);
   if (r == 0)
-    r = l1_refs_count (&c->refs, &d->l1, d->l1.nr_entries, false, false);
+    r = l1_refs_count (&c->refs, &d->l1, d->l1.nr_entries, false,
+                       &c->refs.less);
+  /* What the active layer needs must not be given away, should a refcount be
+   * too low.
+   */
+  if (r == 0)
+    r = l1_refs_count (&c->refs, &c->top->l1, c->top->l1.nr_entries, true,
+                       &c->refs.stay);
   if (r == 0)
     r = l1_refs_judge (&c->refs);
   return r;
