@@ -17,7 +17,7 @@
 
 #include "l1-grow.h"
 #include "l2.h"
-#include "vmstate.h"
+#include "writer.h"
 
 /* QEMU has no snapshots of such images, so no VM state either. */
 static bool
@@ -150,8 +150,9 @@ first_table (const struct layer *top)
                                                   top->size_bytes));
 }
 
-int
-vmstate_drop (struct writer *w)
+/* The references of the active layer; what a snapshot has, too, that keeps. */
+static int
+drop (struct writer *w)
 {
   const struct layer *top = w->top;
   uint64_t i = first_table (top);
@@ -183,7 +184,7 @@ qcow2_vmstate_discard (struct qcow2_view *view)
   else if (w) {
     r = writer_begin_beside (w);
     if (r == 0)
-      r = vmstate_drop (w);
+      r = drop (w);
   }
   gate_open (&image->gate);
   return r < 0 ? r : commit (&w->committer);
