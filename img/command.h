@@ -14,7 +14,8 @@
   COMMAND (compare) \
   COMMAND (info) \
   COMMAND (map) \
-  COMMAND (measure)
+  COMMAND (measure) \
+  COMMAND (snapshot)
 
 struct img_command {
   const char *name;

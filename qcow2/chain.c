@@ -283,7 +283,8 @@ chain_lookup (const struct chain *chain, const struct l1_table *l1,
   int r;
 
   r = map_lookup (chain->layers[0], l1, offset, max_bytes, run);
-  if (r < 0 || run->kind != RUN_UNALLOCATED || chain->nr_layers == 1)
+  if (r < 0 || run->kind != RUN_UNALLOCATED || chain->nr_layers == 1 ||
+      l1->alone)
     return r;
 
   /* One layer below answers with one look-up anyway. */

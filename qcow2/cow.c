@@ -13,25 +13,33 @@
 #include "cow.h"
 #include "image.h"
 
-/* Read an area into BUF.  *COUNT becomes 0 if it need not be written.
- * The last cluster may go beyond the end of the disk: zeros.
+/* How much of an area there is: the last cluster may go beyond the end of the
+ * disk, and what follows are zeros.  The VM state begins further behind.
  */
+static size_t
+bytes_there (const struct layer *top, uint64_t offset, size_t count)
+{
+  uint64_t disk_bytes = top->size_bytes;
+
+  if (layer_is_vm_state (top, offset) || offset + count <= disk_bytes)
+    return count;
+  return offset < disk_bytes ? disk_bytes - offset : 0;
+}
+
+/* Read an area into BUF.  *COUNT becomes 0 if it need not be written. */
 static int
 read_area (struct writer *w, void *buf, size_t *count, uint64_t offset,
            bool fresh)
 {
-  uint64_t disk_bytes = w->top->size_bytes;
-  size_t n = *count;
+  struct l1_table l1 = w->top->l1;
+  size_t n = bytes_there (w->top, offset, *count);
   bool zeros;
   int r;
 
-  if (n == 0)
+  if (*count == 0)
     return 0;
-  if (offset >= disk_bytes)
-    n = 0;
-  else if (n > disk_bytes - offset)
-    n = disk_bytes - offset;
-  r = chain_reads_as_zeros (&w->image->chain, &w->top->l1, offset, n, &zeros);
+  l1.alone = layer_is_vm_state (w->top, offset);
+  r = chain_reads_as_zeros (&w->image->chain, &l1, offset, n, &zeros);
   if (r < 0)
     return r;
   if (zeros) {
@@ -42,7 +50,7 @@ read_area (struct writer *w, void *buf, size_t *count, uint64_t offset,
     return 0;
   }
   memset ((char *) buf + n, 0, *count - n);
-  return image_read (w->image, &w->top->l1, buf, n, offset);
+  return image_read (w->image, &l1, buf, n, offset);
 }
 
 static int

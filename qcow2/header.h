@@ -96,6 +96,18 @@ header_l1_entry_bits (const struct header *h)
   return h->cluster_bits + h->cluster_bits - entry_bits;
 }
 
+/* How many L1 entries a disk of SIZE_BYTES needs.  Behind them come those
+ * of the VM state.
+ */
+static inline uint64_t
+header_disk_l1_entries (const struct header *h, uint64_t size_bytes)
+{
+  unsigned bits = header_l1_entry_bits (h);
+
+  return (size_bytes >> bits) +
+    !!(size_bytes & ((UINT64_C (1) << bits) - 1));
+}
+
 /* Check that a table of COUNT entries of ENTRY_BYTES at OFFSET is
  * aligned to clusters, at most MAX_BYTES long, and lies in the file of
  * FILE_BYTES, unless COUNT is 0.  WHAT names it in messages.

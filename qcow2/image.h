@@ -41,15 +41,17 @@ struct qcow2 {
   struct qcow2_view *views;     /* open ones; under views_lock */
 };
 
-/* All members but SIZE_BYTES, NR_REFS and NEXT are constant while a view
- * is open.
+/* All members but SNAPSHOT, SIZE_BYTES, NR_REFS and NEXT are constant while a
+ * view is open.
  */
 struct qcow2_view {
   struct qcow2 *image;
-  size_t snapshot;              /* index, or QCOW2_ACTIVE */
+  _Atomic size_t snapshot;      /* index, or QCOW2_ACTIVE; an index changes
+                                   under views_lock */
   const struct l1_table *l1;    /* the top layer's, or &own_l1 */
   struct l1_table own_l1;       /* of a snapshot */
   _Atomic uint64_t size_bytes;  /* written under views_lock */
+  uint64_t vm_state_bytes;      /* of a snapshot */
 
   unsigned nr_refs;             /* under views_lock */
   struct qcow2_view *next;      /* under views_lock */
@@ -68,6 +70,13 @@ view_lookup (const struct qcow2_view *view, uint64_t offset,
 extern int image_read (const struct qcow2 *image, const struct l1_table *l1,
                        void *buf, size_t count, uint64_t offset);
 
+/* Write to the VM state of the active layer, as qcow2_vmstate_pwrite does.
+ * *TOO_SHORT: the L1 table is too short for that, and nothing was done.
+ */
+extern int request_write_vm_state (struct qcow2_view *view, const void *buf,
+                                   size_t count, uint64_t offset,
+                                   bool *too_short);
+
 /* Read what depends on the layers, which are loaded, and make caches and a
  * writer (where that is wanted) for them: there are none yet.  What is
  * there after an error is freed as after success.
@@ -78,6 +87,14 @@ extern int image_prepare (struct qcow2 *image, struct qcow2_error *error);
  * is closed.
  */
 extern void image_set_size (struct qcow2 *image, uint64_t size_bytes);
+
+/* Is a view of this snapshot open? */
+extern bool image_has_view_of (struct qcow2 *image, size_t snapshot);
+
+/* The snapshot with this index is gone: those behind it have moved up.  It
+ * has no view.  The gate is closed.
+ */
+extern void image_remove_snapshot (struct qcow2 *image, size_t snapshot);
 
 /* Is any view open? */
 extern bool image_has_views (struct qcow2 *image);

@@ -327,3 +327,60 @@ l2_own_table (struct writer *w, uint64_t offset, struct epoch_ticket ticket)
   inflight_release (stripe, &claim);
   return r;
 }
+
+/* All entries of the table for guest OFFSET, each of which can be trusted. */
+static int
+read_all (struct writer *w, uint64_t offset, struct l2_entry *entries,
+          size_t nr)
+{
+  unsigned cluster_bits = w->top->header.cluster_bits;
+  unsigned in_slice = 1u << slice_entry_bits (w);
+  size_t i;
+  int r = 0;
+
+  for (i = 0; i < nr && r == 0; i += in_slice)
+    r = l2_read (w, offset + (i << cluster_bits), in_slice, entries + i);
+  for (i = 0; i < nr && r == 0; ++i)
+    r = l2_check (w, offset + (i << cluster_bits), &entries[i]);
+  return r;
+}
+
+static int
+drop_claimed (struct writer *w, uint32_t l1_index)
+{
+  uint64_t table = w->top->l1.entries[l1_index] & ENTRY_OFFSET_MASK;
+  size_t nr = layer_cluster_bytes (w->top) >> w->top->l2_entry_bits, i;
+  struct l2_entry *entries;
+  int r;
+
+  if (table == 0)
+    return 0;
+  entries = malloc (nr * sizeof *entries);
+  if (!entries)
+    return -ENOMEM;
+  r = read_all (w, (uint64_t) l1_index << l1_bits (w), entries, nr);
+  if (r == 0)
+    r = l1_set (&w->l1, l1_index, 0);
+  for (i = 0; i < nr && r == 0; ++i)
+    l2_unlink (w, &entries[i]);
+  if (r == 0)
+    retire_unlinked (&w->retire, table >> w->top->header.cluster_bits, 1,
+                     RETIRED_TABLE);
+  free (entries);
+  return r;
+}
+
+int
+l2_drop_table (struct writer *w, uint32_t l1_index)
+{
+  struct inflight_stripe *stripe = inflight_stripe (&w->inflight, l1_index);
+  uint64_t bytes = UINT64_C (1) << l1_bits (w);
+  struct claim claim;
+  int r;
+
+  inflight_claim (stripe, &claim, l1_index * bytes, (l1_index + 1) * bytes,
+                  bytes);
+  r = drop_claimed (w, l1_index);
+  inflight_release (stripe, &claim);
+  return r;
+}

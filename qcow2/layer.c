@@ -23,6 +23,7 @@ l1_table_read (const struct layer *l, const char *what,
 
   table->entries = NULL;
   table->nr_entries = 0;
+  table->alone = false;
   if (file_bytes < 0)
     return qcow2_error_set (error, (int) -file_bytes,
                             "can't tell the size of the file: %s",
@@ -48,6 +49,21 @@ l1_table_read (const struct layer *l, const char *what,
     entries[i] = be64toh (entries[i]);
   table->entries = (_Atomic uint64_t *) entries;
   table->nr_entries = nr_entries;
+  return 0;
+}
+
+int
+layer_vm_state_offset (const struct layer *l, uint64_t disk_bytes,
+                       uint64_t count, uint64_t *offset)
+{
+  unsigned bits = header_l1_entry_bits (&l->header);
+  uint64_t start = header_disk_l1_entries (&l->header, disk_bytes) << bits;
+  uint64_t limit = MAX_L1_BYTES / 8 << bits;
+
+  if (start > limit || count > limit - start ||
+      *offset > limit - start - count)
+    return -EFBIG;
+  *offset += start;
   return 0;
 }
 

@@ -21,6 +21,8 @@
 struct l1_table {
   _Atomic uint64_t *entries;
   uint32_t nr_entries;
+  bool alone;                   /* no backing file has what it leaves
+                                   unallocated: for VM state */
 };
 
 struct guard;
@@ -82,6 +84,23 @@ static inline uint64_t
 layer_cluster_bytes (const struct layer *l)
 {
   return UINT64_C (1) << l->header.cluster_bits;
+}
+
+/* *OFFSET in the VM state behind a disk of DISK_BYTES becomes a guest offset:
+ * it begins where the first L1 entry that the disk does not need does.
+ * -EFBIG for what no image can hold, if there are COUNT bytes from there on.
+ */
+extern int layer_vm_state_offset (const struct layer *l, uint64_t disk_bytes,
+                                  uint64_t count, uint64_t *offset);
+
+/* Does guest OFFSET belong to the VM state of the active layer?  What lies
+ * between it and the end of the disk is nobody's.
+ */
+static inline bool
+layer_is_vm_state (const struct layer *l, uint64_t offset)
+{
+  return offset >> header_l1_entry_bits (&l->header) >=
+    header_disk_l1_entries (&l->header, l->size_bytes);
 }
 
 #endif /* QCOW2_LAYER_H */

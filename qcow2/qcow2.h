@@ -217,6 +217,10 @@ extern void qcow2_snapshot_get (const struct qcow2 *image, size_t index,
 extern int qcow2_snapshot_find (const struct qcow2 *image,
                                 const char *id_or_name);
 
+/* The first with this name, whatever ids there are. */
+extern int qcow2_snapshot_find_name (const struct qcow2 *image,
+                                     const char *name);
+
 /*----- What an image says about itself -----*/
 
 struct qcow2_bitmap_info {
@@ -475,6 +479,37 @@ extern int qcow2_zero (struct qcow2_view *view, uint64_t count,
 /* Make everything durable that was done before on any view. */
 extern int qcow2_flush (struct qcow2_view *view);
 
+/*----- State of virtual machines -----*/
+
+/* What a virtual machine was when a snapshot was taken (memory, devices) is
+ * kept behind the disk, apart from it: COUNT bytes from OFFSET on, which is
+ * counted from the beginning of the state.  Both kinds of image that can't
+ * have snapshots, raw ones and those with a data file: -ENOTSUP.
+ *
+ * Of a snapshot, the range lies within its vm_state_bytes, else -EINVAL.  For
+ * the active layer nobody has written down how much there is: what was not
+ * written reads as zeros.  What is in no cluster reads as zeros, too, never as
+ * what a backing file has.  -EIO, with a message: the snapshot's tables end
+ * before its state.
+ */
+extern int qcow2_vmstate_pread (struct qcow2_view *view, void *buf,
+                                size_t count, uint64_t offset);
+
+/* Write to the VM state of the active layer, of which a snapshot that is
+ * created takes as much as it is told; durable as after qcow2_pwrite without
+ * FUA.  From any thread, beside other requests, which wait now and then while
+ * the L1 table is moved.  Bitmaps stay valid.  If the size of the disk changes, what was written is
+ * lost, or somewhere else in the state.  Errors as those of qcow2_pwrite, and
+ * -EFBIG: the format's limits.
+ */
+extern int qcow2_vmstate_pwrite (struct qcow2_view *view, const void *buf,
+                                 size_t count, uint64_t offset);
+
+/* Drop all VM state of the active layer; it reads as zeros then.  Durable on
+ * return.  Snapshots keep theirs.  After an error, some may be dropped.
+ */
+extern int qcow2_vmstate_discard (struct qcow2_view *view);
+
 /*----- Managing -----*/
 
 /* Make the disk larger: SIZE_BYTES, any number.  What is added reads as
@@ -488,6 +523,66 @@ extern int qcow2_flush (struct qcow2_view *view);
  */
 extern int qcow2_grow (struct qcow2 *image, uint64_t size_bytes,
                        struct qcow2_error *error);
+
+/*----- Managing internal snapshots -----*/
+
+/* These work on an image in use: requests in progress are waited for, new
+ * ones wait, and the image is at rest before and after.  No call that takes,
+ * gives or looks up the index of a snapshot may be in progress on IMAGE
+ * meanwhile, and what qcow2_snapshot_get has given is void afterwards.
+ *
+ * After an error all is as before, and the call may be made again, unless
+ * writing has ended (a flush or the header could not be written): then the
+ * image is read-only until it is opened again, and as before or as after.
+ * An image of version 3 carries the dirty bit meanwhile, so that what a crash
+ * has left is repaired by whoever opens it next; in one of version 2 it may
+ * leave leaks and COPIED flags that are missing, which do no harm.  What could
+ * not be cleaned up after an error, or after success, is left in the same way,
+ * with a warning in the log.
+ *
+ * Memory: 4 bytes and 2 bits for each cluster of the file (8 bytes for
+ * applying and deleting; touched only where something is referenced), 16 bytes for each
+ * L2 table, 4 MiB, and the snapshot table.
+ *
+ * Errors: -EROFS: not open for writing; -ENOTSUP: with an external data file;
+ * -ERANGE: a refcount would not fit in refcount_bits; -EFBIG: too many
+ * snapshots, or a file too large for that memory (1 GiB); -EIO: metadata that
+ * can't be right; and those of the system.
+ */
+struct qcow2_snapshot_params {
+  const char *name;             /* at most 255 bytes, may be there already */
+  const char *id;               /* at most 127 bytes; NULL: the highest
+                                   number plus 1 */
+  uint32_t date_sec;
+  uint32_t date_nsec;
+  uint64_t vm_clock_nsec;
+  uint64_t vm_state_bytes;      /* 0: there is none */
+  uint64_t icount;              /* or QCOW2_NO_ICOUNT */
+};
+
+/* Take a snapshot of the active layer.  Bitmaps stay valid.  With
+ * vm_state_bytes, what the L1 table maps behind the end of the disk belongs
+ * to the snapshot alone afterwards.  The new snapshot has the last index.
+ * -EINVAL: name or id too long; -EEXIST: there is that id.
+ */
+extern int qcow2_snapshot_create (struct qcow2 *image,
+                                  const struct qcow2_snapshot_params *params,
+                                  struct qcow2_error *error);
+
+/* Give the active layer the content, size and VM state of a snapshot, which
+ * stays.  Views of the active layer that are open have them, too; what it had
+ * is lost.  -EBUSY: the image has valid bitmaps; -ENOTSUP: the size is another
+ * one, and there are snapshots that don't tell theirs, or the image is of
+ * version 2; -ENOENT: no such index.
+ */
+extern int qcow2_snapshot_apply (struct qcow2 *image, size_t index,
+                                 struct qcow2_error *error);
+
+/* Delete a snapshot; those behind it have lower indexes then, views too.
+ * Bitmaps stay valid.  -EBUSY: a view of it is open; -ENOENT: no such index.
+ */
+extern int qcow2_snapshot_delete (struct qcow2 *image, size_t index,
+                                  struct qcow2_error *error);
 
 /*----- Creating -----*/
 

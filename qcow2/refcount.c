@@ -397,3 +397,75 @@ refcounts_lower (struct refcounts *rc, uint64_t first, uint64_t nr,
   }
   return 0;
 }
+
+/*----- Many refcounts at once -----*/
+
+/* No block covers CLUSTER.  Returns how many of NR the block would cover. */
+static uint64_t
+visit_uncovered (const struct refcounts *rc, uint64_t cluster, uint64_t nr,
+                 refcount_fn *fn, void *opaque)
+{
+  uint64_t in_block = cluster & ((UINT64_C (1) << rc->block_bits) - 1);
+  uint64_t rest = (UINT64_C (1) << rc->block_bits) - in_block, i;
+
+  if (nr > rest)
+    nr = rest;
+  for (i = 0; i < nr; ++i)
+    fn (opaque, cluster + i, 0);
+  return nr;
+}
+
+/* Returns how many of NR are in the slice. */
+static uint64_t
+visit_slice (struct refcounts *rc, struct slice_ref *ref,
+             const struct position *p, uint64_t cluster, uint64_t nr,
+             refcount_fn *fn, void *opaque)
+{
+  uint64_t first = UINT64_MAX, last = 0, was, is, i;
+
+  nr = clip_to_slice (rc, p, nr);
+  pthread_mutex_lock (&rc->lock);
+  for (i = 0; i < nr; ++i) {
+    was = load_at (rc, ref, p->first + i);
+    is = fn (opaque, cluster + i, was);
+    if (is == was)
+      continue;
+    if (first == UINT64_MAX) {
+      first = i;
+      slice_begin_change (ref);
+    }
+    store_at (rc, ref, p->first + i, is);
+    last = i;
+  }
+  if (first != UINT64_MAX) {
+    struct position changed = *p;
+
+    changed.first += first;
+    end_change (rc, ref, &changed, last - first + 1);
+  }
+  pthread_mutex_unlock (&rc->lock);
+  return nr;
+}
+
+int
+refcounts_each (struct refcounts *rc, uint64_t first, uint64_t nr,
+                refcount_fn *fn, void *opaque, uint64_t *done)
+{
+  uint64_t end = first + nr;
+
+  for (*done = first; *done < end; ) {
+    struct position p;
+    struct slice_ref ref;
+    int r = pin (rc, *done, &p, &ref);
+
+    if (r == -ENOENT) {
+      *done += visit_uncovered (rc, *done, end - *done, fn, opaque);
+      continue;
+    }
+    if (r < 0)
+      return r;
+    *done += visit_slice (rc, &ref, &p, *done, end - *done, fn, opaque);
+    slice_unpin (rc->slices, &ref);
+  }
+  return 0;
+}

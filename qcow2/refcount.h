@@ -79,6 +79,20 @@ extern int refcounts_lower (struct refcounts *rc, uint64_t first,
                             uint64_t nr,
                             const struct refcount_observer *observer);
 
+/* Called with a cluster and its refcount; returns what that becomes.  Under
+ * rc->lock, so it waits for nothing.
+ */
+typedef uint64_t refcount_fn (void *opaque, uint64_t cluster,
+                              uint64_t value);
+
+/* Call FN for NR clusters from FIRST on, a slice at a time.  Where no block
+ * covers a cluster its refcount is 0, and stays so.  The gate is closed, and
+ * the worker has stopped.  *DONE: the first cluster that FN has not seen,
+ * after an error too.
+ */
+extern int refcounts_each (struct refcounts *rc, uint64_t first, uint64_t nr,
+                           refcount_fn *fn, void *opaque, uint64_t *done);
+
 /* Find clusters whose refcount is 0: *NR of them from *CLUSTER on, in
  * [FROM, END); *NR == 0 and *CLUSTER == END if there are none.
  */

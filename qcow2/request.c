@@ -21,6 +21,9 @@ struct request {
   uint64_t offset;
   bool fast;                    /* a zero: not if it is slow */
   bool fua;
+  bool *too_short;              /* not NULL: a write to the VM state, where
+                                   OFFSET is; set if the L1 table is too
+                                   short for it */
 };
 
 static struct writer *
@@ -50,7 +53,25 @@ prepare (struct writer *w, const struct request *req)
 {
   if (req->fast && !zero_is_fast (w, req->mode, req->count, req->offset))
     return -EOPNOTSUPP;
-  return writer_begin_change (w);
+  return req->too_short ? writer_begin_beside (w) : writer_begin_change (w);
+}
+
+/* Where the VM state begins depends on the size of the disk, so that is looked
+ * at within the epoch.
+ */
+static int
+place_vm_state (const struct writer *w, const struct request *req,
+                uint64_t *offset)
+{
+  const struct layer *top = w->top;
+  int r = layer_vm_state_offset (top, top->size_bytes, req->count, offset);
+
+  if (r == 0 && header_disk_l1_entries (&top->header, *offset + req->count) >
+      top->l1.nr_entries) {
+    *req->too_short = true;
+    r = -EFBIG;
+  }
+  return r;
 }
 
 /* *DURABLE: all that was done is durable, if the request wants that.
@@ -67,14 +88,18 @@ run_once (struct writer *w, const struct request *req, bool *durable)
   struct epoch_ticket ticket = gate_enter (&w->image->gate);
   bool direct = wants_durable (w, req) && req->buf &&
     committer_is_clean (&w->committer);
+  uint64_t offset = req->offset;
   bool in_place = true;
-  int r = prepare (w, req);
+  int r = req->too_short ? place_vm_state (w, req, &offset) : 0;
 
-  if (r == 0 && req->buf && w->detect_zeroes != QCOW2_DETECT_ZEROES_OFF)
+  if (r == 0)
+    r = prepare (w, req);
+  if (r == 0 && req->buf && !req->too_short &&
+      w->detect_zeroes != QCOW2_DETECT_ZEROES_OFF)
     r = write_detecting_zeroes (w, ticket, req->buf, req->count, req->offset,
                                 direct, &in_place);
   else if (r == 0 && req->buf)
-    r = write_guest (w, ticket, req->buf, req->count, req->offset, direct,
+    r = write_guest (w, ticket, req->buf, req->count, offset, direct,
                      &in_place);
   else if (r == 0)
     r = zero_guest (w, ticket, req->mode, req->count, req->offset, &in_place);
@@ -113,6 +138,18 @@ qcow2_pwrite (struct qcow2_view *view, const void *buf, size_t count,
     .buf = buf, .count = count, .offset = offset, .fua = fua,
   };
 
+  return run (view, &req);
+}
+
+int
+request_write_vm_state (struct qcow2_view *view, const void *buf,
+                        size_t count, uint64_t offset, bool *too_short)
+{
+  const struct request req = {
+    .buf = buf, .count = count, .offset = offset, .too_short = too_short,
+  };
+
+  *too_short = false;
   return run (view, &req);
 }
 

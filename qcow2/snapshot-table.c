@@ -104,6 +104,7 @@ read_entry (struct cursor *c, const struct header *h, size_t index,
   size_t known;
   int r;
 
+  sn->entry_offset = c->offset - h->snapshots_offset;
   r = cursor_read (c, &d, sizeof d);
   if (r < 0)
     return r;
@@ -129,6 +130,7 @@ read_entry (struct cursor *c, const struct header *h, size_t index,
   r = read_string (c, be16toh (d.name_size), &sn->name);
   if (r < 0)
     return r;
+  sn->entry_bytes = c->offset - h->snapshots_offset - sn->entry_offset;
   cursor_align (c);
   return 0;
 }
@@ -218,16 +220,33 @@ snapshot_table_clear (struct snapshot_table *table)
 }
 
 int
-snapshot_table_find (const struct snapshot_table *table,
-                     const char *id_or_name)
+snapshot_table_find_id (const struct snapshot_table *table, const char *id)
 {
   size_t i;
 
   for (i = 0; i < table->nr_snapshots; ++i)
-    if (strcmp (table->snapshots[i].id, id_or_name) == 0)
-      return (int) i;
-  for (i = 0; i < table->nr_snapshots; ++i)
-    if (strcmp (table->snapshots[i].name, id_or_name) == 0)
+    if (strcmp (table->snapshots[i].id, id) == 0)
       return (int) i;
   return -ENOENT;
+}
+
+int
+snapshot_table_find_name (const struct snapshot_table *table,
+                          const char *name)
+{
+  size_t i;
+
+  for (i = 0; i < table->nr_snapshots; ++i)
+    if (strcmp (table->snapshots[i].name, name) == 0)
+      return (int) i;
+  return -ENOENT;
+}
+
+int
+snapshot_table_find (const struct snapshot_table *table,
+                     const char *id_or_name)
+{
+  int r = snapshot_table_find_id (table, id_or_name);
+
+  return r == -ENOENT ? snapshot_table_find_name (table, id_or_name) : r;
 }

@@ -25,6 +25,10 @@ struct snapshot {
   uint64_t disk_size_bytes;     /* the image's own where none is stored */
   bool has_disk_size;           /* one is stored */
   uint64_t icount;              /* QCOW2_NO_ICOUNT where none is stored */
+
+  /* Where the entry lies in the table on disk; without padding. */
+  uint64_t entry_offset;
+  uint64_t entry_bytes;
 };
 
 struct snapshot_table {
@@ -56,5 +60,11 @@ extern void snapshot_table_clear (struct snapshot_table *table);
  */
 extern int snapshot_table_find (const struct snapshot_table *table,
                                 const char *id_or_name);
+
+/* The first with this name, or this id.  -ENOENT. */
+extern int snapshot_table_find_name (const struct snapshot_table *table,
+                                     const char *name);
+extern int snapshot_table_find_id (const struct snapshot_table *table,
+                                   const char *id);
 
 #endif /* QCOW2_SNAPSHOT_TABLE_H */

@@ -48,6 +48,7 @@ load_snapshot (const struct layer *top, const struct snapshot *sn,
                             (unsigned long long) sn->disk_size_bytes);
   view->l1 = &view->own_l1;
   view->size_bytes = sn->disk_size_bytes;
+  view->vm_state_bytes = sn->vm_state_bytes;
   return l1_table_read (top, "snapshot L1 table", sn->l1_offset,
                         sn->l1_entries, &view->own_l1, error);
 }
@@ -172,6 +173,29 @@ image_set_size (struct qcow2 *image, uint64_t size_bytes)
 }
 
 bool
+image_has_view_of (struct qcow2 *image, size_t snapshot)
+{
+  bool r;
+
+  pthread_mutex_lock (&image->views_lock);
+  r = find_open_locked (image, snapshot) != NULL;
+  pthread_mutex_unlock (&image->views_lock);
+  return r;
+}
+
+void
+image_remove_snapshot (struct qcow2 *image, size_t snapshot)
+{
+  struct qcow2_view *view;
+
+  pthread_mutex_lock (&image->views_lock);
+  for (view = image->views; view; view = view->next)
+    if (view->snapshot != QCOW2_ACTIVE && view->snapshot > snapshot)
+      view->snapshot--;
+  pthread_mutex_unlock (&image->views_lock);
+}
+
+bool
 image_has_views (struct qcow2 *image)
 {
   bool r;
@@ -212,6 +236,12 @@ qcow2_snapshot_get (const struct qcow2 *image, size_t index,
                     struct qcow2_snapshot_info *info)
 {
   snapshot_table_describe (&image->snapshots, index, info);
+}
+
+int
+qcow2_snapshot_find_name (const struct qcow2 *image, const char *name)
+{
+  return snapshot_table_find_name (&image->snapshots, name);
 }
 
 int

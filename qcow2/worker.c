@@ -25,12 +25,24 @@ struct freeing {
   enum retired_kind kind;
 };
 
-/* Whatever comes to these clusters next, it is not what was cached. */
-static int
-before_free (void *opaque, uint64_t first, uint64_t nr)
+/* One table after the other: slots are larger than a table where a backing file
+ * has larger clusters.
+ */
+static void
+drop_slices (struct writer *w, uint64_t first, uint64_t nr)
 {
-  const struct freeing *f = opaque;
-  struct writer *w = f->w;
+  unsigned bits = w->top->header.cluster_bits;
+  uint64_t i;
+
+  for (i = first; i < first + nr; ++i)
+    slice_cache_drop (w->top->slices, i << bits, (i + 1) << bits);
+}
+
+/* Whatever comes to these clusters next, it is not what was cached. */
+int
+worker_before_free (struct writer *w, enum retired_kind kind, uint64_t first,
+                    uint64_t nr)
+{
   unsigned bits = w->top->header.cluster_bits;
   int r;
 
@@ -38,14 +50,22 @@ before_free (void *opaque, uint64_t first, uint64_t nr)
                    "a cluster that is given up");
   if (r < 0)
     return r;
-  if (f->kind == RETIRED_TABLE)
-    slice_cache_drop (w->top->slices, first << bits, (first + nr) << bits);
-  if (f->kind == RETIRED_COMPRESSED)
+  if (kind == RETIRED_TABLE)
+    drop_slices (w, first, nr);
+  if (kind == RETIRED_COMPRESSED)
     cluster_cache_drop (w->image->clusters, w->top->index, first << bits,
                         (first + nr) << bits);
   if (w->discard)
     qcow2_storage_discard (w->top->file, first << bits, nr << bits);
   return 0;
+}
+
+static int
+before_free (void *opaque, uint64_t first, uint64_t nr)
+{
+  const struct freeing *f = opaque;
+
+  return worker_before_free (f->w, f->kind, first, nr);
 }
 
 static void

@@ -150,11 +150,14 @@ writer_new (struct qcow2 *image, const struct qcow2_options *options,
  * refcounts will be wrong on disk.
  */
 static int
-prepare_header (struct writer *w)
+prepare_header (struct writer *w, bool dirty, bool keep_bitmaps)
 {
-  const struct header_features clear = { .autoclear = ~AUTOCLEAR_RAW_DATA };
+  const struct header_features clear = {
+    .autoclear = ~(AUTOCLEAR_RAW_DATA |
+                   (keep_bitmaps ? AUTOCLEAR_BITMAPS : 0)),
+  };
   const struct header_features set = {
-    .incompatible = w->lazy_refcounts ? INCOMPAT_DIRTY : 0,
+    .incompatible = dirty ? INCOMPAT_DIRTY : 0,
   };
   int r;
 
@@ -162,45 +165,94 @@ prepare_header (struct writer *w)
   r = header_writer_set_features (w->header, &set, &clear);
   turn_give (&w->turn);
   if (r == 0)
-    w->dirty = w->lazy_refcounts;
+    w->dirty = dirty;
   return r;
 }
 
 static int
-begin (struct writer *w)
+begin_locked (struct writer *w, bool dirty, bool keep_bitmaps)
 {
+  int r = guard_check (w->top, METADATA_HEADER, 0,
+                       layer_cluster_bytes (w->top), "the header");
+
+  return r == 0 ? prepare_header (w, dirty, keep_bitmaps) : r;
+}
+
+static void
+log_begin_failed (const struct writer *w, int r)
+{
+  if (!guard_is_corrupt (w->top))
+    log_message (&w->top->log, QCOW2_LOG_ERROR,
+                 "%s: can't begin to write: %s", w->top->filename,
+                 strerror (-r));
+}
+
+static int
+begin (struct writer *w, bool beside)
+{
+  _Atomic bool *begun = beside ? &w->begun_beside : &w->begun;
   int r = 0;
 
   pthread_mutex_lock (&w->begin_lock);
-  if (!w->begun) {
-    r = guard_check (w->top, METADATA_HEADER, 0,
-                     layer_cluster_bytes (w->top), "the header");
-    if (r == 0)
-      r = prepare_header (w);
+  if (!w->begun && !*begun) {
+    r = begin_locked (w, w->lazy_refcounts || w->unrepaired, beside);
     if (r == 0)
       r = worker_start (w);
     if (r == 0)
-      w->begun = true;
-    else if (!guard_is_corrupt (w->top))
-      log_message (&w->top->log, QCOW2_LOG_ERROR,
-                   "%s: can't begin to write: %s", w->top->filename,
-                   strerror (-r));
+      *begun = true;
+    else
+      log_begin_failed (w, r);
   }
   pthread_mutex_unlock (&w->begin_lock);
   return r;
 }
 
-int
-writer_begin_change (struct writer *w)
+static int
+may_change (const struct writer *w)
 {
   if (guard_is_corrupt (w->top))
     return -EIO;
   if (w->finished ||
       atomic_load_explicit (&w->committer.failed, memory_order_relaxed))
     return -EROFS;
-  if (atomic_load_explicit (&w->begun, memory_order_acquire))
-    return 0;
-  return begin (w);
+  return 0;
+}
+
+int
+writer_begin_change (struct writer *w)
+{
+  int r = may_change (w);
+
+  if (r < 0 || atomic_load_explicit (&w->begun, memory_order_acquire))
+    return r;
+  return begin (w, false);
+}
+
+int
+writer_begin_beside (struct writer *w)
+{
+  int r = may_change (w);
+
+  if (r < 0 || atomic_load_explicit (&w->begun_beside, memory_order_acquire))
+    return r;
+  return begin (w, true);
+}
+
+int
+writer_begin_operation (struct writer *w, bool keep_bitmaps)
+{
+  int r = may_change (w);
+
+  if (r < 0)
+    return r;
+  pthread_mutex_lock (&w->begin_lock);
+  r = begin_locked (w, w->top->header.version >= 3, keep_bitmaps);
+  if (r == 0)
+    w->begun = true;
+  else
+    log_begin_failed (w, r);
+  pthread_mutex_unlock (&w->begin_lock);
+  return r;
 }
 
 /*----- Coming to rest, and closing -----*/
@@ -283,7 +335,7 @@ clear_dirty_bit (struct writer *w)
   const struct header_features clear = { .incompatible = INCOMPAT_DIRTY };
   int r;
 
-  if (!w->dirty)
+  if (!w->dirty || w->unrepaired)
     return 0;
   if (guard_is_corrupt (w->top))
     return -EIO;
@@ -298,7 +350,7 @@ writer_rest (struct writer *w)
 {
   int r;
 
-  if (!w->begun)
+  if (!w->begun && !w->begun_beside)
     return clear_dirty_bit (w); /* if that has failed before */
   worker_stop (w);
   atomic_store (&w->committer.finishing, true);
@@ -313,7 +365,7 @@ writer_rest (struct writer *w)
   /* If this fails the bit may be there or not: the next change sets it
    * first, either way.
    */
-  w->begun = false;
+  w->begun = w->begun_beside = false;
   return clear_dirty_bit (w);
 }
 
@@ -322,7 +374,7 @@ writer_views_closed (struct writer *w)
 {
   int r = 0;
 
-  if (!w || !(w->begun || w->dirty) || committer_state (&w->committer) < 0)
+  if (!w || !(w->begun || w->begun_beside || (w->dirty && !w->unrepaired)) || committer_state (&w->committer) < 0)
     return;
   /* Most of the work, retiring too, so that a client that comes meanwhile
    * waits for little; and for nothing, once it is there.

@@ -37,7 +37,11 @@ struct writer {
   unsigned nr_growths;          /* of the disk; gate closed */
   _Atomic bool begun;           /* the header is ready for changes; cleared
                                    with the gate closed */
+  _Atomic bool begun_beside;    /* ... of what is no part of the disk: bitmaps
+                                   may still be valid; cleared likewise */
   _Atomic bool dirty;           /* it has the dirty bit: changed likewise */
+  bool unrepaired;              /* and keeps it, for the next that opens the
+                                   image: gate closed */
 
   /* The background worker, see worker.c. */
   pthread_t thread;
@@ -85,7 +89,28 @@ extern void writer_free (struct writer *w);
  */
 extern int writer_begin_change (struct writer *w);
 
+/* The same for changes of what is no part of the disk (VM state): bitmaps stay
+ * as valid as they are.
+ */
+extern int writer_begin_beside (struct writer *w);
+
+/* The same for an operation that closes the gate, with the image at rest:
+ * it needs no worker, and the header gets the dirty bit (not in version 2,
+ * which has none), so that who opens the image after a crash repairs it.  The
+ * bit is cleared when the image comes to rest again, unless w->unrepaired is
+ * set meanwhile.  KEEP_BITMAPS: the disk's content does not change, so bitmaps
+ * stay as valid as they are.
+ */
+extern int writer_begin_operation (struct writer *w, bool keep_bitmaps);
+
 /*----- Background (worker.c) -----*/
+
+/* NR clusters from FIRST on are about to have no reference any more: forget
+ * what is cached of them, and give them back to the host if that is wanted.
+ * -EIO: they hold metadata, and the image is marked corrupt.
+ */
+extern int worker_before_free (struct writer *w, enum retired_kind kind,
+                               uint64_t first, uint64_t nr);
 
 /* Start the worker, if it does not run yet.  worker_stop lets it do a last
  * round; the gate is closed.

@@ -17,6 +17,7 @@ packages=(
     # testing
     bats clang e2fsprogs file jq libc6-dbg libnbd-bin libnbd-dev python3
     python3-libnbd qemu-utils strace util-linux valgrind xxd guestfish
+    qemu-system-x86
     # measuring
     fio
 )
@@ -25,7 +26,7 @@ programs=(
     "gcc" "clang" "make" "pkg-config" "pod2man" "nbdkit"
     "bats" "file" "fio" "jq" "strace" "valgrind" "xxd" "setarch"
     "mke2fs" "debugfs" "e2fsck"
-    "qemu-img" "qemu-io" "qemu-nbd"
+    "qemu-img" "qemu-io" "qemu-nbd" "qemu-system-x86_64"
     "nbdinfo" "nbdcopy" "guestfish"
 )
 

@@ -54,6 +54,7 @@ setup_file ()
 
     qemu-img create -q -f qcow2 -o data_file=external.raw external.qcow2 1M
     qemu-img create -q -f qcow2 running.qcow2 1M
+    cp running.qcow2 machine.qcow2
     # The last byte of crypt_method: LUKS.  (A key takes QEMU seconds.)
     cp running.qcow2 encrypted.qcow2
     printf '\002' | dd of=encrypted.qcow2 bs=1 seek=35 conv=notrunc status=none
@@ -301,6 +302,13 @@ hold_open ()
 @test "qcow2-img: COMMANDS" {
     qemu_raw disk.qcow2 disk.raw
     run_section "$tool_manual" "COMMANDS"
+}
+
+@test "qcow2-img: STATE OF VIRTUAL MACHINES" {
+    printf 'savevm running\nquit\n' |
+        timeout 60 qemu-system-x86_64 -S -display none -monitor stdio \
+            -drive if=none,file=machine.qcow2,format=qcow2 > /dev/null
+    run_section "$tool_manual" "STATE OF VIRTUAL MACHINES"
 }
 
 @test "qcow2-img: WHICH FILES AN IMAGE MAY NAME" {

@@ -194,6 +194,44 @@ test_decompressed (void)
   run_command ("qemu-img check -q disk.qcow2");
 }
 
+static int
+fill_slice (void *opaque, uint64_t key, uint64_t *words)
+{
+  memset (words, 0xff, SLICE_MAX_BYTES);
+  return 0;
+}
+
+/* Adjacent tables are freed together.  In an overlay with small clusters, slots
+ * are larger than a table.
+ */
+static void
+test_adjacent_tables (void)
+{
+  struct slice_cache *slices;
+  struct slice_ref ref;
+  uint64_t first = 0, i;
+  unsigned nr_left = 0;
+
+  run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 base.qcow2 1M "
+               "&& qemu-img create -q -f qcow2 -o cluster_size=512 -F qcow2 "
+               "-b base.qcow2 disk.qcow2 1M");
+  open_image ();
+  slices = image->writer->top->slices;
+  must (qcow2_pwrite (view, buf, 512, 0, false) == 0 &&
+        alloc_run (&image->writer->alloc, 8, &first) == 0, "allocate");
+  for (i = first; i < first + 8; ++i) {
+    must (slice_cache_pin (slices, i * 512, fill_slice, NULL, &ref) == 0,
+          "pin");
+    slice_unpin (slices, &ref);
+  }
+  retire_unlinked (&image->writer->retire, first, 8, RETIRED_TABLE);
+  commit_and_free ();
+  for (i = first; i < first + 8; ++i)
+    nr_left += slice_cache_find (slices, i * 512, &ref);
+  is_int (nr_left, 0, "of 8 tables that were freed at once, none is cached");
+  close_image ();
+}
+
 int
 main (void)
 {
@@ -201,5 +239,6 @@ main (void)
   test_table_reused ();
   test_shared_table ();
   test_decompressed ();
+  test_adjacent_tables ();
   return tap_done ();
 }

@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* Snapshots of an image in use: what views see, what is refused, what is on
+ * disk.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "image-builder.h"
+#include "power-check.h"
+#include "qemu-image.h"
+#include "scratch-dir.h"
+#include "snapshot-subject.h"
+#include "tap.h"
+#include "write-log.h"
+
+#define CREATE "rm -rf *; qemu-img create -q -f qcow2 "
+#define IO "qemu-io -f qcow2 -c "
+#define KiB 1024u
+
+static char said[1000];
+
+static void
+keep_message (void *opaque, enum qcow2_log_level level, const char *text)
+{
+  snprintf (said, sizeof said, "%s", text);
+}
+
+static struct qcow2 *
+open_image (bool writable)
+{
+  struct qcow2_options options;
+  struct qcow2_error error;
+  struct qcow2 *image;
+
+  snapshot_subject_options (&options);
+  options.writable = writable;
+  options.log = keep_message;
+  said[0] = '\0';
+  if (qcow2_open (SNAPSHOT_IMAGE, &options, &image, &error) < 0) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+  return image;
+}
+
+static struct qcow2_view *
+open_view (struct qcow2 *image, size_t snapshot)
+{
+  struct qcow2_error error;
+  struct qcow2_view *view;
+
+  if (qcow2_view_open (image, snapshot, &view, &error) < 0) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+  return view;
+}
+
+static int
+create (struct qcow2 *image, const char *name, const char *id)
+{
+  const struct qcow2_snapshot_params params = { .name = name, .id = id };
+
+  return qcow2_snapshot_create (image, &params, NULL);
+}
+
+static int
+fill (struct qcow2_view *view, uint8_t value, size_t count, uint64_t offset)
+{
+  uint8_t buf[64 * KiB];
+
+  memset (buf, value, sizeof buf);
+  return qcow2_pwrite (view, buf, count, offset, false);
+}
+
+/* The byte at OFFSET, or -1. */
+static int
+look (struct qcow2_view *view, uint64_t offset)
+{
+  uint8_t byte;
+
+  return qcow2_pread (view, &byte, 1, offset) < 0 ? -1 : byte;
+}
+
+static void
+close_and_check (struct qcow2 *image)
+{
+  is_int (qcow2_close (image), 0, "it can be closed");
+  is_int (qemu_check (SNAPSHOT_IMAGE), 0, "the check is clean");
+}
+
+/*----- Views -----*/
+
+static void
+test_views (void)
+{
+  struct qcow2_view *view, *a, *b;
+  struct qcow2 *image;
+
+  run_command (CREATE "-o cluster_size=4k " SNAPSHOT_IMAGE " 1M");
+  image = open_image (true);
+  view = open_view (image, QCOW2_ACTIVE);
+  is_int (fill (view, 1, 64 * KiB, 0) | create (image, "a", NULL) |
+          fill (view, 2, 32 * KiB, 0) | create (image, "b", NULL) |
+          fill (view, 3, 16 * KiB, 0), 0, "two snapshots");
+  a = open_view (image, 0);
+  b = open_view (image, 1);
+  ok (look (a, 0) == 1 && look (b, 0) == 2 && look (view, 0) == 3,
+      "each view has its own content");
+  is_int (qcow2_snapshot_delete (image, 0, NULL), -EBUSY,
+          "a snapshot with a view can't be deleted");
+  qcow2_view_close (a);
+  is_int (qcow2_snapshot_delete (image, 0, NULL), 0, "then it can");
+  a = open_view (image, 0);
+  ok (a == b, "the view of the one behind it is found by the new index");
+  qcow2_view_close (a);
+  is_int (look (b, 0), 2, "it reads as before");
+  is_int (qcow2_snapshot_apply (image, 0, NULL), 0,
+          "a snapshot with a view can be applied");
+  ok (look (view, 0) == 2 && look (view, 20 * KiB) == 2 &&
+      look (view, 40 * KiB) == 1, "the active layer's view has its content");
+  is_int (fill (view, 4, 64 * KiB, 0), 0, "it can be written");
+  ok (look (view, 0) == 4 && look (b, 0) == 2, "the snapshot stays");
+  qcow2_view_close (b);
+  qcow2_view_close (view);
+  close_and_check (image);
+}
+
+/* Flags that come back on disk have to come back in caches, too. */
+static void
+test_caches (void)
+{
+  struct qcow2_view *view;
+  struct qcow2 *image;
+  unsigned i;
+
+  run_command (CREATE "-o cluster_size=4k,compat=0.10 " SNAPSHOT_IMAGE " 1M");
+  image = open_image (true);
+  view = open_view (image, QCOW2_ACTIVE);
+  for (i = 0; i < 4; ++i)
+    is_int (fill (view, 1, 64 * KiB, i * 64 * KiB), 0, "data");
+  is_int (create (image, "a", NULL), 0, "a snapshot");
+  is_int (look (view, 5 * KiB), 1, "a slice is cached");
+  is_int (qcow2_snapshot_delete (image, 0, NULL), 0, "it is deleted");
+  is_int (fill (view, 2, 4 * KiB, 512 * KiB), 0, "an entry beside changes");
+  is_int (qcow2_flush (view), 0, "and is on disk");
+  is_int (qemu_check (SNAPSHOT_IMAGE), 0, "all flags are still there");
+  qcow2_view_close (view);
+  close_and_check (image);
+}
+
+static void
+test_sizes (void)
+{
+  struct qcow2_view *view;
+  struct qcow2 *image;
+
+  run_command (CREATE "-o cluster_size=512 " SNAPSHOT_IMAGE " 100k");
+  image = open_image (true);
+  view = open_view (image, QCOW2_ACTIVE);
+  is_int (fill (view, 1, 50 * KiB, 50 * KiB) | create (image, "a", NULL) |
+          qcow2_grow (image, 4096 * KiB + 7, NULL) |
+          fill (view, 2, 10 * KiB, 4000 * KiB) | create (image, "b", NULL), 0,
+          "snapshots of two sizes");
+  is_int (qcow2_snapshot_apply (image, 0, NULL), 0, "the smaller one");
+  is_int (qcow2_view_size (view), 100 * KiB, "the view has its size");
+  is_int (fill (view, 3, 50 * KiB, 50 * KiB), 0, "it can be written");
+  is_int (qcow2_grow (image, 5000 * KiB, NULL), 0, "it can grow");
+  is_int (look (view, 4000 * KiB), 0, "nothing comes to light");
+  is_int (qcow2_snapshot_apply (image, 1, NULL), 0, "the larger one");
+  is_int (qcow2_view_size (view), 4096 * KiB + 7, "its size, to the byte");
+  ok (look (view, 4000 * KiB) == 2 && look (view, 60 * KiB) == 1,
+      "its content");
+  qcow2_view_close (view);
+  close_and_check (image);
+}
+
+/* Storage of fixed size: in holes, or not at all. */
+static void
+test_device (void)
+{
+  struct qcow2_options options;
+  struct qcow2_error error;
+  struct write_log log;
+  struct qcow2 *image;
+  unsigned nr;
+  int r;
+
+  run_command (CREATE "-o cluster_size=512 " SNAPSHOT_IMAGE " 1M && "
+               IO "'write -P 1 0 20k' " SNAPSHOT_IMAGE " > log && "
+               "truncate -s 60k " SNAPSHOT_IMAGE);
+  write_log_init (&log);
+  log.fixed_size = true;
+  snapshot_subject_options (&options);
+  write_log_use (&log, &options);
+  if (qcow2_open (SNAPSHOT_IMAGE, &options, &image, &error) < 0)
+    exit (1);
+  for (nr = 0; (r = create (image, "a", NULL)) == 0; ++nr)
+    ;
+  is_int (r, -ENOSPC, "after %u snapshots there is no room", nr);
+  is_int (qcow2_snapshot_delete (image, 0, NULL), 0, "one is deleted");
+  is_int (create (image, "b", NULL), 0, "then there is");
+  ok (nr > 5, "there were some");
+  close_and_check (image);
+  write_log_clear (&log);
+}
+
+/*----- Ids, limits -----*/
+
+static void
+is_id (struct qcow2 *image, size_t index, const char *id)
+{
+  struct qcow2_snapshot_info info;
+
+  qcow2_snapshot_get (image, index, &info);
+  is_str (info.id, id, "its id");
+}
+
+static void
+test_ids (void)
+{
+  char name[300];
+  struct qcow2 *image;
+
+  run_command (CREATE "-o cluster_size=4k " SNAPSHOT_IMAGE " 1M");
+  image = open_image (true);
+  memset (name, 'x', sizeof name);
+  is_int (create (image, "one", NULL), 0, "without an id");
+  is_id (image, 0, "1");
+  is_int (create (image, "two", "7th"), 0, "with one");
+  is_int (create (image, "two", "7th"), -EEXIST, "with the same");
+  is_int (create (image, "8", NULL), 0, "without");
+  is_id (image, 2, "8");
+  is_int (create (image, "x", "18446744073709551615"), 0, "the highest");
+  is_int (create (image, "y", NULL), 0, "one more");
+  is_id (image, 4, "0");
+  is_int (create (image, "z", NULL), 0, "and one more");
+  is_id (image, 5, "2");
+  is_int (qcow2_snapshot_find (image, "8"), 2, "an id is found");
+  is_int (qcow2_snapshot_find_name (image, "7th"), -ENOENT, "an id is none");
+  is_int (qcow2_snapshot_find_name (image, "two"), 1, "a name is");
+  name[256] = '\0';
+  is_int (create (image, name, NULL), -EINVAL, "a name of 256 bytes");
+  is_int (create (image, "id", name), -EINVAL, "such an id");
+  name[255] = '\0';
+  is_int (create (image, name, NULL), 0, "a name of 255 bytes");
+  is_int (qcow2_snapshot_delete (image, 7, NULL), -ENOENT, "no such index");
+  is_int (qcow2_snapshot_apply (image, 7, NULL), -ENOENT, "no such index");
+  close_and_check (image);
+}
+
+static void
+test_refused (void)
+{
+  struct qcow2 *image;
+
+  run_command (CREATE SNAPSHOT_IMAGE " 1M && qemu-img snapshot -c a "
+               SNAPSHOT_IMAGE);
+  image = open_image (false);
+  is_int (create (image, "b", NULL), -EROFS, "an image open for reading");
+  is_int (qcow2_snapshot_delete (image, 0, NULL), -EROFS, "likewise");
+  qcow2_close (image);
+  image = open_image (true);
+  qcow2_finish (image);
+  is_int (create (image, "b", NULL), -ESHUTDOWN, "one that is being closed");
+  qcow2_close (image);
+}
+
+/*----- Damaged images -----*/
+
+/* The image has a snapshot with an L1 table of its own; PATCH changes it. */
+static void
+damaged (void (*patch) (struct image *, uint64_t l1_offset), const char *what)
+{
+  struct image img;
+  struct image_options options = { .cluster_bits = 12, .size_bytes = 1 << 20 };
+  struct image_snapshot sn = { .id = "1", .name = "a", .l1_size = 1,
+                               .disk_size = 1 << 20, .extra_bytes = 24 };
+  struct qcow2 *image;
+  struct qcow2_error error = { "" };
+  int r;
+
+  run_command ("rm -rf *");
+  image_create (&img, SNAPSHOT_IMAGE, &options);
+  image_add_data (&img, 0, 1);
+  sn.l1_offset = image_copy_tables (&img);
+  image_set_snapshots (&img, &sn, 1);
+  patch (&img, sn.l1_offset);
+  image_close (&img);
+  run_command ("cp " SNAPSHOT_IMAGE " before");
+  image = open_image (true);
+  r = qcow2_snapshot_delete (image, 0, &error);
+  ok (r < 0, "%s: not deleted: %s", what, said[0] ? said : error.message);
+  r = qcow2_snapshot_apply (image, 0, &error);
+  ok (r < 0, "%s: not applied: %s", what, said[0] ? said : error.message);
+  qcow2_close (image);
+  run_command ("cmp -i 512 before " SNAPSHOT_IMAGE);
+}
+
+static void
+no_patch (struct image *img, uint64_t l1_offset)
+{
+}
+
+static void
+misaligned (struct image *img, uint64_t l1_offset)
+{
+  image_put (img, l1_offset, 8, image_get (img, l1_offset, 8) + 512);
+}
+
+static void
+past_the_end (struct image *img, uint64_t l1_offset)
+{
+  image_put (img, l1_offset, 8, UINT64_C (1) << 40);
+}
+
+static void
+the_refcount_table (struct image *img, uint64_t l1_offset)
+{
+  image_put (img, l1_offset, 8, 1 << 12);
+}
+
+static void
+data_is_the_header (struct image *img, uint64_t l1_offset)
+{
+  image_put (img, image_get (img, l1_offset, 8), 8, 3 << 12);
+}
+
+static void
+test_damaged (void)
+{
+  damaged (no_patch, "refcounts too low");
+  damaged (misaligned, "an L2 table that is not aligned");
+  damaged (past_the_end, "one past the end");
+  damaged (the_refcount_table, "one that is the refcount table");
+  damaged (data_is_the_header, "data that is the L1 table");
+}
+
+int
+main (void)
+{
+  scratch_dir_enter ();
+  test_views ();
+  test_caches ();
+  test_sizes ();
+  test_device ();
+  test_ids ();
+  test_refused ();
+  test_damaged ();
+  return tap_done ();
+}
