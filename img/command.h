@@ -12,6 +12,7 @@
 #define IMG_COMMANDS(COMMAND) \
   COMMAND (check) \
   COMMAND (compare) \
+  COMMAND (create) \
   COMMAND (info) \
   COMMAND (map) \
   COMMAND (measure)

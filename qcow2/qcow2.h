@@ -521,6 +521,11 @@ struct qcow2_create_options {
   /* Do not look whether the backing file is there (qemu-img's -u). */
   bool unchecked_backing;
 
+  /* Make image and data file of regular files that are there already, or of
+   * a device that is not empty, see qcow2_create.
+   */
+  bool overwrite;
+
   /* Take QEMU's locks meanwhile. */
   bool lock;
 
@@ -545,6 +550,32 @@ extern int qcow2_create_option_parse (struct qcow2_create_options *options,
                                       const char *text,
                                       struct qcow2_error *error);
 
+/* The two halves of it.  Call FN for each item of TEXT: a name alone has
+ * the value "on", or with "no" before it "off".  What FN returns other than
+ * 0 ends it and is returned; FN has set ERROR then.  -EINVAL: an item is
+ * empty; -ENOMEM.
+ */
+typedef int qcow2_option_fn (void *opaque, const char *name,
+                             const char *value, struct qcow2_error *error);
+
+extern int qcow2_option_list_parse (const char *text, qcow2_option_fn *fn,
+                                    void *opaque, struct qcow2_error *error);
+
+/* Set one; errors as above. */
+extern int qcow2_create_option_set (struct qcow2_create_options *options,
+                                    const char *name, const char *value,
+                                    struct qcow2_error *error);
+
+/* The size in bytes that qcow2_create would give the disk, before it is
+ * rounded.  Opens the backing file if that matters, or to see whether it is
+ * there; changes nothing.  Errors of qcow2_create; whether other options go
+ * together is not looked at.
+ */
+extern int qcow2_create_size (const char *filename, uint64_t size_bytes,
+                              const struct qcow2_create_options *options,
+                              uint64_t *disk_bytes,
+                              struct qcow2_error *error);
+
 /* Make a new image FILENAME of SIZE_BYTES, rounded up to 512 bytes; with
  * QCOW2_NO_SIZE, of options->size_bytes, else of the size of the backing
  * file.  The files that OPTIONS names are the operator's word.  Relative
@@ -555,9 +586,17 @@ extern int qcow2_create_option_parse (struct qcow2_create_options *options,
  * would be written on it (or its first MiB, if that is larger) does not
  * read as zeros, that is -EEXIST, too.
  *
- * On success all is durable.  On error what was made is removed again.
- * Should the machine or the process die meanwhile, a file may be left
- * that nobody takes for an image, since the header is written last.
+ * With options->overwrite a regular file that is there loses its content,
+ * but keeps what else it is (owner, mode, links), and a device is written
+ * whatever is on it.  That is begun only when the options are known to be
+ * good and all files are open and locked.  The backing file is not
+ * overwritten (-EINVAL), by whichever name it is called.
+ *
+ * On success all is durable.  On error what was made is removed again; a
+ * file whose content was lost already is left empty, and a device without a
+ * header.  Should the machine or the process die meanwhile, a file may be
+ * left that nobody takes for an image, since the header is written last; of
+ * what is overwritten there is the old content as a whole, or no header.
  *
  * Further errors: -EINVAL for options that don't go together, -EFBIG for
  * a size that the format can't hold, and those of the system.
