@@ -477,26 +477,36 @@ extern int qcow2_flush (struct qcow2_view *view);
 
 /*----- Managing -----*/
 
-/* Make the disk larger: SIZE_BYTES, any number.  What is added reads as
- * zeros, and the new size is durable on return.  Requests wait meanwhile.
- * Views of the active layer that are open have the new size, too.  It is
- * a change as a write is: bitmaps in the image are invalid then.  After
- * an error the disk has its old size.  -EROFS: not open for writing;
- * -ENOTSUP: SIZE_BYTES is less than the disk's size, or there are snapshots
- * that don't tell their sizes, as in images of version 2; -EFBIG: the
- * format's limits.
- */
-extern int qcow2_grow (struct qcow2 *image, uint64_t size_bytes,
-                       struct qcow2_error *error);
-
-/*----- Creating -----*/
-
 enum qcow2_preallocation {
   QCOW2_PREALLOCATION_OFF,
   QCOW2_PREALLOCATION_METADATA, /* all is mapped, in a file with holes */
   QCOW2_PREALLOCATION_FALLOC,   /* the space is reserved, too */
   QCOW2_PREALLOCATION_FULL,     /* zeros are really written */
 };
+
+/* Give the disk SIZE_BYTES, any number, durably.  Requests wait meanwhile;
+ * views of the active layer that are open have the new size, too.  It is a
+ * change as a write is.  Internal snapshots keep their sizes.
+ *
+ * What is added reads as zeros; its space is taken now if PREALLOCATION says
+ * so.  Only with MAY_SHRINK the disk may become smaller: what lies behind its
+ * new end is gone then, the file becomes smaller where that was at its end,
+ * and has holes elsewhere if the image was opened with discard.
+ *
+ * If power fails, the disk has the old size and content or the new one.
+ * After an error that is so, too: where it was made smaller and only giving
+ * back space has failed, the message says so, and the space may leak.
+ *
+ * -EROFS: not open for writing; -ENOTSUP: the disk is larger, and may not
+ * shrink; there are valid dirty bitmaps, or snapshots that don't tell their
+ * sizes, as in images of version 2; -EINVAL: preallocation, and a smaller
+ * size; -EFBIG: the format's limits.
+ */
+extern int qcow2_resize (struct qcow2 *image, uint64_t size_bytes,
+                         enum qcow2_preallocation preallocation,
+                         bool may_shrink, struct qcow2_error *error);
+
+/*----- Creating -----*/
 
 /* "No size was given." */
 #define QCOW2_NO_SIZE UINT64_MAX
