@@ -15,7 +15,8 @@
   COMMAND (create) \
   COMMAND (info) \
   COMMAND (map) \
-  COMMAND (measure)
+  COMMAND (measure) \
+  COMMAND (resize)
 
 struct img_command {
   const char *name;

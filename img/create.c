@@ -117,7 +117,7 @@ create (const struct img_options *options, struct img_create_options *o,
     r = qcow2_create (filename, size_bytes, &o->engine, &error);
   }
   if (r < 0)
-    img_error ("%s", error.message);
+    img_engine_error (&error);
   return r;
 }
 
