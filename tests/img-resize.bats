@@ -87,8 +87,9 @@ same_as_twin ()
 }
 
 @test "what was behind the end does not come back" {
-    local kind
-    for kind in "${kinds[@]}"; do
+    local kind i
+    for ((i = 1; i < ${#kinds[@]}; i += 2)); do
+        kind=${kinds[i]}
         echo "# $kind"
         make_kind "$kind" disk.qcow2
         run_img resize -q --shrink disk.qcow2 1000448
@@ -140,8 +141,9 @@ same_as_twin ()
 }
 
 @test "what one has resized, the other uses and resizes" {
-    local kind
-    for kind in "${kinds[@]}"; do
+    local kind i
+    for ((i = 1; i < ${#kinds[@]}; i += 2)); do
+        kind=${kinds[i]}
         echo "# $kind"
         make_kind "$kind" disk.qcow2
         qemu-img convert -O qcow2 disk.qcow2 twin.qcow2
