@@ -12,9 +12,11 @@
 #define IMG_COMMANDS(COMMAND) \
   COMMAND (check) \
   COMMAND (compare) \
+  COMMAND (create) \
   COMMAND (info) \
   COMMAND (map) \
   COMMAND (measure) \
+  COMMAND (resize) \
   COMMAND (snapshot)
 
 struct img_command {

@@ -92,6 +92,26 @@ translate (char *out, size_t size, const char *text)
   out[pos] = '\0';
 }
 
+/* Who changes an image has no choice of how it is opened. */
+static void
+cut_advice (char *text)
+{
+  char *advice = strstr (text, " (write=off opens it");
+
+  if (advice)
+    *advice = '\0';
+}
+
+void
+img_engine_error (const struct qcow2_error *error)
+{
+  char translated[MAX_TEXT_BYTES];
+
+  translate (translated, sizeof translated, error->message);
+  cut_advice (translated);
+  img_error ("%s", translated);
+}
+
 void
 img_open_error (const char *filename, const struct qcow2_error *error,
                 const char *format_option)
@@ -106,6 +126,7 @@ img_open_error (const char *filename, const struct qcow2_error *error,
   if (strncmp (text, harmless, len) == 0 && strncmp (text + len, ": ", 2) == 0)
     text += len + 2;
   translate (translated, sizeof translated, text);
+  cut_advice (translated);
 
   if (format_option && strstr (translated, "not in qcow2 format"))
     img_error ("Could not open '%s': %s; if it is a raw image, use %s raw",

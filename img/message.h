@@ -21,6 +21,9 @@ extern void img_error (const char *fs, ...)
 extern void img_usage_error (const char *fs, ...)
   __attribute__ ((__format__ (__printf__, 1, 2), __noreturn__));
 
+/* What the engine says of an operation that failed. */
+extern void img_engine_error (const struct qcow2_error *error);
+
 /* "Could not open" an image: why, in the engine's words, but with the
  * names of the tool's options.  FORMAT_OPTION is the option that tells
  * FILENAME's format if the user has not used it, else NULL.

@@ -240,9 +240,9 @@ parse_foreign (const char *name, const char *value,
   return qcow2_error_set (error, EINVAL, "Invalid parameter '%s'", name);
 }
 
-static int
-parse_one (struct qcow2_create_options *o, const char *name,
-           const char *value, struct qcow2_error *error)
+int
+qcow2_create_option_set (struct qcow2_create_options *o, const char *name,
+                         const char *value, struct qcow2_error *error)
 {
   if (strcmp (name, "size") == 0)
     return parse_size (name, value, &o->size_bytes, error);
@@ -273,18 +273,18 @@ parse_one (struct qcow2_create_options *o, const char *name,
 
 /* ITEM is "name=value"; a name alone is on, with "no" before it off. */
 static int
-parse_item (struct qcow2_create_options *options, char *item,
+parse_item (char *item, qcow2_option_fn *fn, void *opaque,
             struct qcow2_error *error)
 {
   char *equals = strchr (item, '=');
 
   if (equals) {
     *equals = '\0';
-    return parse_one (options, item, equals + 1, error);
+    return fn (opaque, item, equals + 1, error);
   }
   if (strncmp (item, "no", 2) == 0 && strcmp (item, "nocow") != 0)
-    return parse_one (options, item + 2, "off", error);
-  return parse_one (options, item, "on", error);
+    return fn (opaque, item + 2, "off", error);
+  return fn (opaque, item, "on", error);
 }
 
 /* Copy the item that *TEXT begins with to ITEM, ",," as ",", and let *TEXT
@@ -310,8 +310,8 @@ take_item (const char **text, char *item)
 }
 
 int
-qcow2_create_option_parse (struct qcow2_create_options *options,
-                           const char *text, struct qcow2_error *error)
+qcow2_option_list_parse (const char *text, qcow2_option_fn *fn, void *opaque,
+                         struct qcow2_error *error)
 {
   const char *rest = text;
   char *item = malloc (strlen (text) + 1);
@@ -325,10 +325,24 @@ qcow2_create_option_parse (struct qcow2_create_options *options,
     if (item[0] == '\0')
       r = qcow2_error_set (error, EINVAL, "Invalid option list: %s", text);
     else
-      r = parse_item (options, item, error);
+      r = parse_item (item, fn, opaque, error);
   } while (r == 0 && more);
   free (item);
   return r;
+}
+
+static int
+set_option (void *options, const char *name, const char *value,
+            struct qcow2_error *error)
+{
+  return qcow2_create_option_set (options, name, value, error);
+}
+
+int
+qcow2_create_option_parse (struct qcow2_create_options *options,
+                           const char *text, struct qcow2_error *error)
+{
+  return qcow2_option_list_parse (text, set_option, options, error);
 }
 
 /*----- What goes together -----*/

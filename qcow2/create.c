@@ -2,16 +2,17 @@
 
 /* Creating an image: its files, and the order in which they are written.
  *
+ *     what is overwritten    -> away with it, flush
  *     sizes, space, tables   -> flush; the data file, too
  *     names of the files     -> fsync of their directories
  *     header                 -> flush
  *
  * Before the header is there, nobody takes the file for an image; when it
- * is, all that it refers to is durable.
+ * is, all that it refers to is durable.  Of an image that is overwritten the
+ * header goes first: an old header never meets new tables.
  */
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,23 +20,13 @@
 #include <unistd.h>
 
 #include "backing-name.h"
+#include "create-file.h"
 #include "create.h"
 #include "header.h"
-#include "io-file.h"
 #include "named-file.h"
 
 #define SECTOR 512
-#define FILE_MODE 0644          /* before umask, as qemu-img's */
 #define LOOKED_AT_BYTES (UINT64_C (1) << 20)
-
-/* A file that is being made. */
-struct new_file {
-  char *name;
-  struct qcow2_storage *storage; /* NULL: not open */
-  bool is_device;
-  bool is_ours;                 /* made here: to be removed on error */
-  struct stat st;
-};
 
 struct creation {
   struct qcow2_create_options options; /* strings are the caller's */
@@ -54,28 +45,6 @@ static int
 system_error (struct creation *c, const char *name, int err)
 {
   return qcow2_error_set (c->error, err, "%s: %s", name, strerror (err));
-}
-
-/* Make a storage of FD, and let the hook have it. */
-static int
-storage_of_fd (struct creation *c, int fd, const char *name,
-               enum qcow2_storage_role role, bool writable,
-               struct qcow2_storage **s)
-{
-  unsigned flags = (c->options.lock ? QCOW2_IO_FILE_LOCK : 0) |
-    (writable ? QCOW2_IO_FILE_WRITE : 0);
-  int r;
-
-  r = qcow2_io_file_new (fd, name, flags, s, c->error);
-  if (r < 0 || !c->options.wrap)
-    return r;
-  r = c->options.wrap (c->options.opaque, role, name, s);
-  if (r < 0) {
-    qcow2_storage_close (*s);
-    *s = NULL;
-    return system_error (c, name, -r);
-  }
-  return 0;
 }
 
 /*----- The backing file -----*/
@@ -142,13 +111,22 @@ look_at_backing (struct creation *c, const char *path, uint64_t *size_bytes)
   if (fd < 0)
     return fd;
   c->has_backing_st = fstat (fd, &c->backing_st) == 0;
-  r = storage_of_fd (c, fd, path, is_raw_format (c->backing_format) ?
-                     QCOW2_STORAGE_RAW : QCOW2_STORAGE_IMAGE, false, &s);
+  r = new_file_storage (&c->options, fd, path,
+                        is_raw_format (c->backing_format) ?
+                        QCOW2_STORAGE_RAW : QCOW2_STORAGE_IMAGE, false, &s,
+                        c->error);
   if (r < 0)
     return r;
   r = backing_size (c, s, path, size_bytes);
   qcow2_storage_close (s);
   return r;
+}
+
+/* It is not overwritten, looked at or not. */
+static void
+note_backing (struct creation *c, const char *path)
+{
+  c->has_backing_st = stat (path, &c->backing_st) == 0;
 }
 
 /* The size of the backing file becomes that of the image, if there is no
@@ -172,6 +150,8 @@ find_backing (struct creation *c)
                            "with the same filename as the backing file");
     if (r == 0 && !c->options.unchecked_backing)
       r = look_at_backing (c, name.path, &size_bytes);
+    else if (r == 0)
+      note_backing (c, name.path);
     backing_name_clear (&name);
   }
   if (r < 0)
@@ -182,51 +162,6 @@ find_backing (struct creation *c)
 }
 
 /*----- Files -----*/
-
-static bool
-is_block_device (const char *name)
-{
-  struct stat st;
-
-  return stat (name, &st) == 0 && S_ISBLK (st.st_mode);
-}
-
-static int
-exists_already (struct creation *c, const char *name, const char *what)
-{
-  return qcow2_error_set (c->error, EEXIST, "%s: %s, and is not overwritten",
-                          name, what);
-}
-
-/* O_EXCL alone refuses devices that are in use, for instance mounted. */
-static int
-open_new (struct creation *c, struct new_file *file,
-          enum qcow2_storage_role role)
-{
-  const int flags = O_RDWR | O_EXCL | O_CLOEXEC | O_NOCTTY;
-  int fd;
-
-  fd = open (file->name, flags | O_CREAT, FILE_MODE);
-  file->is_ours = fd != -1;
-  if (fd == -1 && errno == EEXIST) {
-    file->is_device = is_block_device (file->name);
-    if (!file->is_device)
-      return exists_already (c, file->name, "the file exists already");
-    if (role == QCOW2_STORAGE_DATA)
-      return exists_already (c, file->name, "a data file is made anew, this "
-                             "is a device");
-    fd = open (file->name, flags);
-  }
-  if (fd == -1)
-    return system_error (c, file->name, errno);
-  if (fstat (fd, &file->st) == -1) {
-    int err = errno;
-
-    close (fd);
-    return system_error (c, file->name, err);
-  }
-  return storage_of_fd (c, fd, file->name, role, true, &file->storage);
-}
 
 /* Does what would be written on the device, or a bit more, read as zeros? */
 static int
@@ -275,7 +210,15 @@ check_device (struct creation *c)
     return qcow2_error_set (c->error, ENOSPC, "%s: the device is too small: "
                             "%" PRIu64 " bytes are needed", c->image.name,
                             c->layout.file_bytes);
-  return check_is_empty (c);
+  return c->options.overwrite ? 0 : check_is_empty (c);
+}
+
+static int
+open_new (struct creation *c, struct new_file *file,
+          enum qcow2_storage_role role)
+{
+  return new_file_open (file, role, &c->options,
+                        c->has_backing_st ? &c->backing_st : NULL, c->error);
 }
 
 static int
@@ -295,50 +238,7 @@ open_files (struct creation *c)
   return r;
 }
 
-/* Only what was made here, and only while it is still there: somebody may
- * have put another file in its place.
- */
-static void
-remove_new (struct new_file *file)
-{
-  struct stat there;
-
-  if (file->is_ours && lstat (file->name, &there) == 0 &&
-      there.st_dev == file->st.st_dev && there.st_ino == file->st.st_ino)
-    unlink (file->name);
-}
-
 /*----- Writing -----*/
-
-/* A directory that we may write to but not read can't be opened; one that
- * can't be made durable is none of those that need it.
- */
-static int
-sync_directory (struct creation *c, const struct new_file *file)
-{
-  const char *slash = strrchr (file->name, '/');
-  char *dir;
-  int fd, r = 0;
-
-  if (!slash)
-    dir = strdup (".");
-  else
-    dir = strndup (file->name, (size_t) (slash - file->name) + 1);
-  if (!dir)
-    return system_error (c, file->name, ENOMEM);
-  fd = open (dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd == -1) {
-    if (errno != EACCES)
-      r = system_error (c, dir, errno);
-  }
-  else {
-    if (fsync (fd) == -1 && errno != EINVAL && errno != ENOTSUP)
-      r = system_error (c, dir, errno);
-    close (fd);
-  }
-  free (dir);
-  return r;
-}
 
 static int
 write_header (struct creation *c)
@@ -376,8 +276,12 @@ write_files (struct creation *c)
   struct qcow2_storage *data = c->data.storage;
   int r;
 
-  r = preallocate_space (c->image.storage, data, &c->layout,
-                         c->options.preallocation);
+  r = new_file_begin (&c->image, c->header.nr_bytes);
+  if (r == 0)
+    r = new_file_begin (&c->data, 0);
+  if (r == 0)
+    r = preallocate_space (c->image.storage, data, &c->layout,
+                           c->options.preallocation);
   if (r == 0)
     r = preallocate_tables (c->image.storage, &c->layout);
   if (r == 0 && data)
@@ -387,10 +291,9 @@ write_files (struct creation *c)
   if (r < 0)
     return write_failed (c, r);
 
-  if (c->image.is_ours)
-    r = sync_directory (c, &c->image);
+  r = new_file_sync_directory (&c->image, c->error);
   if (r == 0 && data)
-    r = sync_directory (c, &c->data);
+    r = new_file_sync_directory (&c->data, c->error);
   if (r < 0)
     return r;
   r = write_header (c);
@@ -412,13 +315,21 @@ find_size (struct creation *c, uint64_t size_bytes)
 }
 
 static int
-make_layout (struct creation *c)
+check_has_size (struct creation *c)
 {
-  int r;
-
   if (c->size_bytes == QCOW2_NO_SIZE)
     return qcow2_error_set (c->error, EINVAL, "%s: Image creation needs a "
                             "size parameter", c->image.name);
+  return 0;
+}
+
+static int
+make_layout (struct creation *c)
+{
+  int r = check_has_size (c);
+
+  if (r < 0)
+    return r;
   if (c->size_bytes <= QCOW2_NO_SIZE - SECTOR)
     c->size_bytes = (c->size_bytes + SECTOR - 1) & ~(uint64_t) (SECTOR - 1);
   r = create_layout_make (&c->options, c->size_bytes, &c->layout, c->error);
@@ -458,6 +369,17 @@ prepare (struct creation *c, const char *filename, uint64_t size_bytes)
   return r < 0 ? r : make_layout (c);
 }
 
+static void
+clear_creation (struct creation *c)
+{
+  qcow2_storage_close (c->image.storage);
+  qcow2_storage_close (c->data.storage);
+  header_layout_clear (&c->header);
+  free (c->backing_format);
+  free (c->image.name);
+  free (c->data.name);
+}
+
 int
 qcow2_create (const char *filename, uint64_t size_bytes,
               const struct qcow2_create_options *options,
@@ -473,15 +395,31 @@ qcow2_create (const char *filename, uint64_t size_bytes,
     r = write_files (&c);
   if (r < 0) {                  /* while the locks are still held */
     undo_header (&c);
-    remove_new (&c.image);
-    remove_new (&c.data);
+    new_file_undo (&c.image);
+    new_file_undo (&c.data);
   }
-  qcow2_storage_close (c.image.storage);
-  qcow2_storage_close (c.data.storage);
-  header_layout_clear (&c.header);
-  free (c.backing_format);
-  free (c.image.name);
-  free (c.data.name);
+  clear_creation (&c);
+  return r;
+}
+
+int
+qcow2_create_size (const char *filename, uint64_t size_bytes,
+                   const struct qcow2_create_options *options,
+                   uint64_t *disk_bytes, struct qcow2_error *error)
+{
+  struct creation c = { .options = *options, .error = error };
+  int r;
+
+  c.image.name = strdup (filename);
+  if (!c.image.name)
+    return system_error (&c, filename, ENOMEM);
+  r = find_size (&c, size_bytes);
+  if (r == 0)
+    r = find_backing (&c);
+  if (r == 0)
+    r = check_has_size (&c);
+  *disk_bytes = c.size_bytes;
+  clear_creation (&c);
   return r;
 }
 

@@ -34,6 +34,13 @@ extern int preallocate_space (struct qcow2_storage *file,
                               const struct create_layout *layout,
                               enum qcow2_preallocation preallocation);
 
+/* Take the space of BYTES at OFFSET, which read as zeros: reserve it, or where
+ * that is not possible, or all is to be written, write zeros.
+ */
+extern int preallocate_range (struct qcow2_storage *s, uint64_t offset,
+                              uint64_t bytes,
+                              enum qcow2_preallocation preallocation);
+
 /* Write all tables of LAYOUT to FILE, which reads as zeros, in pieces of
  * bounded size.
  */

@@ -6,79 +6,25 @@
  *
  *     the data file, if it is to read like the disk
  *     the L1 table, if it is too short      (durable, see l1-grow.c)
- *     zeros over what would come to light   -> commit
+ *     zeros over what would come to light
+ *     space for what is added, if it is wanted now
+ *                                           -> commit
  *     the size in the header                (one durable sector)
  *
  * What would come to light lies behind the old end: bytes in the last
  * cluster, a backing file that is longer, clusters that another program
  * has left there (QEMU keeps the state of virtual machines behind the end
- * of the disk).  Where there is nothing of that, the size is written with
- * the new place of the L1 table.
+ * of the disk).  Where there is nothing of that, and no space is wanted, the
+ * size is written with the new place of the L1 table.
  */
 
 #include <errno.h>
-#include <inttypes.h>
-#include <string.h>
 
 #include "format.h"
 #include "header-write.h"
 #include "l1-grow.h"
-#include "writer.h"
+#include "resize.h"
 #include "zero.h"
-
-struct growing {
-  struct writer *w;
-  uint64_t old_bytes, new_bytes;
-  uint32_t l1_entries;          /* that the new size needs */
-  struct qcow2_error *error;
-};
-
-/*----- May it be done? -----*/
-
-/* A snapshot that doesn't tell its disk's size has the image's. */
-static int
-check_snapshots (const struct growing *g, const struct snapshot_table *table)
-{
-  const struct layer *top = g->w->top;
-  size_t i;
-
-  if (top->header.version < 3 && table->nr_snapshots > 0)
-    return qcow2_error_set (g->error, ENOTSUP,
-                            "%s: an image of version 2 with snapshots can't "
-                            "be made larger; use \"qemu-img amend -o "
-                            "compat=1.1\" first", top->filename);
-  for (i = 0; i < table->nr_snapshots; ++i)
-    if (!table->snapshots[i].has_disk_size)
-      return qcow2_error_set (g->error, ENOTSUP,
-                              "%s: the image can't be made larger, because "
-                              "snapshot table entry %zu has no disk size; "
-                              "use \"qemu-img check -r all\" first",
-                              top->filename, i);
-  return 0;
-}
-
-static int
-check (const struct qcow2 *image, struct growing *g)
-{
-  const struct header *h = &g->w->top->header;
-  unsigned bits = header_l1_entry_bits (h);
-  uint64_t entries = (g->new_bytes >> bits) +
-    !!(g->new_bytes & ((UINT64_C (1) << bits) - 1));
-
-  if (g->new_bytes < g->old_bytes)
-    return qcow2_error_set (g->error, ENOTSUP,
-                            "%s: the disk can't be made smaller than it is "
-                            "(%" PRIu64 " bytes)", g->w->top->filename,
-                            g->old_bytes);
-  if (g->new_bytes > INT64_MAX || entries > MAX_L1_BYTES / 8)
-    return qcow2_error_set (g->error, EFBIG,
-                            "%s: a size of %" PRIu64 " bytes is too large "
-                            "for clusters of %" PRIu64 " bytes",
-                            g->w->top->filename, g->new_bytes,
-                            layer_cluster_bytes (g->w->top));
-  g->l1_entries = (uint32_t) entries;
-  return check_snapshots (g, &image->snapshots);
-}
 
 /*----- What would come to light -----*/
 
@@ -98,7 +44,7 @@ round_up (uint64_t bytes, uint64_t unit_bytes)
 
 /* Up to where the last cluster or a backing file goes on. */
 static uint64_t
-end_below (const struct growing *g)
+end_below (const struct resize *g)
 {
   const struct chain *chain = &g->w->image->chain;
   uint64_t end = g->old_bytes;
@@ -111,7 +57,7 @@ end_below (const struct growing *g)
 
 /* Up to where the L1 table has entries already. */
 static uint64_t
-end_of_table (const struct growing *g)
+end_of_table (const struct resize *g)
 {
   const struct layer *top = g->w->top;
   unsigned bits = header_l1_entry_bits (&top->header);
@@ -126,7 +72,7 @@ end_of_table (const struct growing *g)
  * there is none.
  */
 static int
-find_data (const struct growing *g, uint64_t from, uint64_t end,
+find_data (const struct resize *g, uint64_t from, uint64_t end,
            uint64_t *offset, uint64_t *count)
 {
   const struct chain *chain = &g->w->image->chain;
@@ -150,7 +96,7 @@ find_data (const struct growing *g, uint64_t from, uint64_t end,
 
 /* In parts, so that what is freed can be used again meanwhile. */
 static int
-zero_range (const struct growing *g, uint64_t offset, uint64_t end)
+zero_range (const struct resize *g, uint64_t offset, uint64_t end)
 {
   uint64_t part = UINT64_C (1) << header_l1_entry_bits (&g->w->top->header);
   int r = 0;
@@ -169,7 +115,7 @@ zero_range (const struct growing *g, uint64_t offset, uint64_t end)
 
 /* *SOME: there is something to be zeroed. */
 static int
-must_zero (const struct growing *g, bool *some)
+must_zero (const struct resize *g, bool *some)
 {
   uint64_t offset, count;
   int r = find_data (g, g->old_bytes, end_below (g), &offset, &count);
@@ -182,7 +128,7 @@ must_zero (const struct growing *g, bool *some)
 
 /* TABLE_END: end_of_table, before the table was replaced. */
 static int
-zero_all (const struct growing *g, uint64_t table_end)
+zero_all (const struct resize *g, uint64_t table_end)
 {
   uint64_t from = g->old_bytes, end = end_below (g), offset, count;
   int r = find_data (g, from, end, &offset, &count);
@@ -200,21 +146,24 @@ zero_all (const struct growing *g, uint64_t table_end)
 
 /*----- The steps -----*/
 
-/* A raw data file is as long as the disk, and has zeros where that has. */
+/* A data file is as long as the disk, and a raw one has zeros where that has. */
 static int
-grow_data_file (const struct growing *g)
+grow_data_file (const struct resize *g)
 {
   struct qcow2_storage *data = g->w->top->data;
+  bool raw = g->w->data_file_raw;
   int64_t size_bytes = qcow2_storage_size (data);
-  int r;
+  int r = 0;
 
-  if (!g->w->data_file_raw)
+  if (!g->w->top->external_data)
     return 0;
   if (size_bytes < 0)
     return (int) size_bytes;
-  r = qcow2_storage_zero (data, g->old_bytes, g->new_bytes - g->old_bytes,
-                          true);
-  if (r == 0 && (uint64_t) size_bytes < g->new_bytes)
+  if (raw)
+    r = qcow2_storage_zero (data, g->old_bytes, g->new_bytes - g->old_bytes,
+                            true);
+  if (r == 0 && (uint64_t) size_bytes < g->new_bytes &&
+      (raw || qcow2_storage_can_grow (data)))
     r = qcow2_storage_truncate (data, g->new_bytes);
   if (r < 0)
     return r;
@@ -225,7 +174,7 @@ grow_data_file (const struct growing *g)
 }
 
 static int
-grow_table (const struct growing *g, uint64_t header_bytes)
+grow_table (const struct resize *g, uint64_t header_bytes)
 {
   struct writer *w = g->w;
 
@@ -236,7 +185,7 @@ grow_table (const struct growing *g, uint64_t header_bytes)
 }
 
 static int
-write_size (const struct growing *g)
+write_size (const struct resize *g)
 {
   struct writer *w = g->w;
   int r;
@@ -252,11 +201,51 @@ write_size (const struct growing *g)
   return r;
 }
 
-/* The disk has its new size while zeros are written behind its old end, but
+/* What is added is mapped at once: by the user's wish, and in a raw data file
+ * because what is in that is on the disk.
+ */
+static enum qcow2_preallocation
+preallocation (const struct resize *g)
+{
+  if (g->w->data_file_raw && g->preallocation == QCOW2_PREALLOCATION_OFF)
+    return QCOW2_PREALLOCATION_METADATA;
+  return g->preallocation;
+}
+
+/* Where space is to be taken from: with the last cluster that was, if that
+ * holds nothing but zeros when it is not mapped.
+ */
+static uint64_t
+preallocate_from (const struct resize *g)
+{
+  const struct writer *w = g->w;
+  uint64_t cluster = layer_cluster_bytes (w->top);
+
+  if (w->image->chain.nr_layers > 1 || w->top->external_data)
+    return round_up (g->old_bytes, cluster);
+  return g->old_bytes & ~(cluster - 1);
+}
+
+/* Nobody can see what was mapped, but it takes space. */
+static void
+undo (const struct resize *g)
+{
+  struct writer *w = g->w;
+
+  if (committer_state (&w->committer) < 0)
+    return;
+  worker_stop (w);
+  if (unmap_behind (w, round_up (g->old_bytes,
+                                 layer_cluster_bytes (w->top))) == 0)
+    commit (&w->committer);
+  worker_start (w);
+}
+
+/* The disk has its new size while what lies behind its old end is changed, but
  * nobody is told of it yet.
  */
 static int
-write_zeros (const struct growing *g, uint64_t table_end)
+change_behind (const struct resize *g, uint64_t table_end)
 {
   struct writer *w = g->w;
   int r;
@@ -264,63 +253,43 @@ write_zeros (const struct growing *g, uint64_t table_end)
   w->top->size_bytes = g->new_bytes;
   r = zero_all (g, table_end);
   if (r == 0)
+    r = preallocate_guest (w, preallocate_from (g), g->new_bytes,
+                           preallocation (g));
+  if (r == 0)
     r = commit (&w->committer);
-  if (r < 0)
+  if (r < 0) {
     w->top->size_bytes = g->old_bytes;
+    if (preallocation (g) != QCOW2_PREALLOCATION_OFF)
+      undo (g);
+  }
   return r;
 }
 
-static int
-grow (struct growing *g)
+int
+disk_grow (struct resize *g)
 {
   struct writer *w = g->w;
   uint64_t table_end = end_of_table (g);
-  bool zeros;
+  bool behind;
   int r;
 
   r = writer_rest (w);
   if (r == 0)
     r = writer_begin_change (w);
   if (r == 0)
-    r = must_zero (g, &zeros);
+    r = must_zero (g, &behind);
+  if (preallocation (g) != QCOW2_PREALLOCATION_OFF)
+    behind = true;
   if (r == 0)
     r = grow_data_file (g);
   if (r == 0)
-    r = grow_table (g, zeros ? g->old_bytes : g->new_bytes);
-  if (r == 0 && zeros)
-    r = write_zeros (g, table_end);
+    r = grow_table (g, behind ? g->old_bytes : g->new_bytes);
+  if (r == 0 && behind)
+    r = change_behind (g, table_end);
   /* Nothing is written if the table's move has done it. */
   if (r == 0)
     r = write_size (g);
   image_set_size (w->image, r == 0 ? g->new_bytes : g->old_bytes);
   w->nr_growths++;
-  return r;
-}
-
-int
-qcow2_grow (struct qcow2 *image, uint64_t size_bytes,
-            struct qcow2_error *error)
-{
-  const struct layer *top = image->chain.layers[0];
-  struct growing g = { .new_bytes = size_bytes, .error = error };
-  int r;
-
-  gate_close (&image->gate);
-  g.w = image->writer;
-  g.old_bytes = top->size_bytes;
-  if (!g.w)
-    r = qcow2_error_set (error, EROFS, "%s: the image is not open for "
-                         "writing", top->filename);
-  else
-    r = check (image, &g);
-  if (r == 0 && g.new_bytes > g.old_bytes) {
-    r = grow (&g);
-    if (r == 0 && !image_has_views (image))
-      r = writer_rest (g.w);
-    if (r < 0)
-      qcow2_error_set (error, -r, "%s: the disk could not be made larger: %s",
-                       top->filename, strerror (-r));
-  }
-  gate_open (&image->gate);
   return r;
 }

@@ -18,36 +18,36 @@
 /*----- Space -----*/
 
 static int
-write_zeros (struct qcow2_storage *s, uint64_t bytes)
+write_zeros (struct qcow2_storage *s, uint64_t offset, uint64_t bytes)
 {
-  uint8_t *zeros = calloc (1, PIECE_BYTES);
+  uint64_t piece_bytes = bytes < PIECE_BYTES ? bytes : PIECE_BYTES;
+  uint8_t *zeros = calloc (1, piece_bytes + 1);
   uint64_t done;
   int r = 0;
 
   if (!zeros)
     return -ENOMEM;
-  for (done = 0; r == 0 && done < bytes; done += PIECE_BYTES)
+  for (done = 0; r == 0 && done < bytes; done += piece_bytes)
     r = qcow2_storage_write (s, zeros,
-                             (size_t) (bytes - done < PIECE_BYTES ?
-                                       bytes - done : PIECE_BYTES),
-                             done, false);
+                             (size_t) (bytes - done < piece_bytes ?
+                                       bytes - done : piece_bytes),
+                             offset + done, false);
   free (zeros);
   return r;
 }
 
-/* What can't be reserved is written. */
-static int
-take_space (struct qcow2_storage *s, uint64_t bytes,
-            enum qcow2_preallocation preallocation)
+int
+preallocate_range (struct qcow2_storage *s, uint64_t offset, uint64_t bytes,
+                   enum qcow2_preallocation preallocation)
 {
   int r = -EOPNOTSUPP;
 
   if (preallocation < QCOW2_PREALLOCATION_FALLOC)
     return 0;
   if (preallocation == QCOW2_PREALLOCATION_FALLOC)
-    r = qcow2_storage_allocate (s, 0, bytes);
+    r = qcow2_storage_allocate (s, offset, bytes);
   if (r == -EOPNOTSUPP)
-    r = write_zeros (s, bytes);
+    r = write_zeros (s, offset, bytes);
   return r;
 }
 
@@ -57,7 +57,7 @@ set_size (struct qcow2_storage *s, uint64_t bytes,
 {
   int r = qcow2_storage_truncate (s, bytes);
 
-  return r < 0 ? r : take_space (s, bytes, preallocation);
+  return r < 0 ? r : preallocate_range (s, 0, bytes, preallocation);
 }
 
 /* Storage of fixed size holds what was there before. */

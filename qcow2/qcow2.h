@@ -512,17 +512,34 @@ extern int qcow2_vmstate_discard (struct qcow2_view *view);
 
 /*----- Managing -----*/
 
-/* Make the disk larger: SIZE_BYTES, any number.  What is added reads as
- * zeros, and the new size is durable on return.  Requests wait meanwhile.
- * Views of the active layer that are open have the new size, too.  It is
- * a change as a write is: bitmaps in the image are invalid then.  After
- * an error the disk has its old size.  -EROFS: not open for writing;
- * -ENOTSUP: SIZE_BYTES is less than the disk's size, or there are snapshots
- * that don't tell their sizes, as in images of version 2; -EFBIG: the
- * format's limits.
+enum qcow2_preallocation {
+  QCOW2_PREALLOCATION_OFF,
+  QCOW2_PREALLOCATION_METADATA, /* all is mapped, in a file with holes */
+  QCOW2_PREALLOCATION_FALLOC,   /* the space is reserved, too */
+  QCOW2_PREALLOCATION_FULL,     /* zeros are really written */
+};
+
+/* Give the disk SIZE_BYTES, any number, durably.  Requests wait meanwhile;
+ * views of the active layer that are open have the new size, too.  It is a
+ * change as a write is.  Internal snapshots keep their sizes.
+ *
+ * What is added reads as zeros; its space is taken now if PREALLOCATION says
+ * so.  Only with MAY_SHRINK the disk may become smaller: what lies behind its
+ * new end is gone then, the file becomes smaller where that was at its end,
+ * and has holes elsewhere if the image was opened with discard.
+ *
+ * If power fails, the disk has the old size and content or the new one.
+ * After an error that is so, too: where it was made smaller and only giving
+ * back space has failed, the message says so, and the space may leak.
+ *
+ * -EROFS: not open for writing; -ENOTSUP: the disk is larger, and may not
+ * shrink; there are valid dirty bitmaps, or snapshots that don't tell their
+ * sizes, as in images of version 2; -EINVAL: preallocation, and a smaller
+ * size; -EFBIG: the format's limits.
  */
-extern int qcow2_grow (struct qcow2 *image, uint64_t size_bytes,
-                       struct qcow2_error *error);
+extern int qcow2_resize (struct qcow2 *image, uint64_t size_bytes,
+                         enum qcow2_preallocation preallocation,
+                         bool may_shrink, struct qcow2_error *error);
 
 /*----- Managing internal snapshots -----*/
 
@@ -586,13 +603,6 @@ extern int qcow2_snapshot_delete (struct qcow2 *image, size_t index,
 
 /*----- Creating -----*/
 
-enum qcow2_preallocation {
-  QCOW2_PREALLOCATION_OFF,
-  QCOW2_PREALLOCATION_METADATA, /* all is mapped, in a file with holes */
-  QCOW2_PREALLOCATION_FALLOC,   /* the space is reserved, too */
-  QCOW2_PREALLOCATION_FULL,     /* zeros are really written */
-};
-
 /* "No size was given." */
 #define QCOW2_NO_SIZE UINT64_MAX
 
@@ -615,6 +625,11 @@ struct qcow2_create_options {
 
   /* Do not look whether the backing file is there (qemu-img's -u). */
   bool unchecked_backing;
+
+  /* Make image and data file of regular files that are there already, or of
+   * a device that is not empty, see qcow2_create.
+   */
+  bool overwrite;
 
   /* Take QEMU's locks meanwhile. */
   bool lock;
@@ -640,6 +655,32 @@ extern int qcow2_create_option_parse (struct qcow2_create_options *options,
                                       const char *text,
                                       struct qcow2_error *error);
 
+/* The two halves of it.  Call FN for each item of TEXT: a name alone has
+ * the value "on", or with "no" before it "off".  What FN returns other than
+ * 0 ends it and is returned; FN has set ERROR then.  -EINVAL: an item is
+ * empty; -ENOMEM.
+ */
+typedef int qcow2_option_fn (void *opaque, const char *name,
+                             const char *value, struct qcow2_error *error);
+
+extern int qcow2_option_list_parse (const char *text, qcow2_option_fn *fn,
+                                    void *opaque, struct qcow2_error *error);
+
+/* Set one; errors as above. */
+extern int qcow2_create_option_set (struct qcow2_create_options *options,
+                                    const char *name, const char *value,
+                                    struct qcow2_error *error);
+
+/* The size in bytes that qcow2_create would give the disk, before it is
+ * rounded.  Opens the backing file if that matters, or to see whether it is
+ * there; changes nothing.  Errors of qcow2_create; whether other options go
+ * together is not looked at.
+ */
+extern int qcow2_create_size (const char *filename, uint64_t size_bytes,
+                              const struct qcow2_create_options *options,
+                              uint64_t *disk_bytes,
+                              struct qcow2_error *error);
+
 /* Make a new image FILENAME of SIZE_BYTES, rounded up to 512 bytes; with
  * QCOW2_NO_SIZE, of options->size_bytes, else of the size of the backing
  * file.  The files that OPTIONS names are the operator's word.  Relative
@@ -650,9 +691,17 @@ extern int qcow2_create_option_parse (struct qcow2_create_options *options,
  * would be written on it (or its first MiB, if that is larger) does not
  * read as zeros, that is -EEXIST, too.
  *
- * On success all is durable.  On error what was made is removed again.
- * Should the machine or the process die meanwhile, a file may be left
- * that nobody takes for an image, since the header is written last.
+ * With options->overwrite a regular file that is there loses its content,
+ * but keeps what else it is (owner, mode, links), and a device is written
+ * whatever is on it.  That is begun only when the options are known to be
+ * good and all files are open and locked.  The backing file is not
+ * overwritten (-EINVAL), by whichever name it is called.
+ *
+ * On success all is durable.  On error what was made is removed again; a
+ * file whose content was lost already is left empty, and a device without a
+ * header.  Should the machine or the process die meanwhile, a file may be
+ * left that nobody takes for an image, since the header is written last; of
+ * what is overwritten there is the old content as a whole, or no header.
  *
  * Further errors: -EINVAL for options that don't go together, -EFBIG for
  * a size that the format can't hold, and those of the system.

@@ -17,9 +17,6 @@
 #include "refcount.h"
 #include "refcount-word.h"
 
-/* Bits 9 to 63 of a refcount table entry. */
-#define TABLE_OFFSET_MASK (~UINT64_C (511))
-
 int
 refcounts_new (struct layer *l, size_t cache_bytes, struct refcounts **out,
                struct qcow2_error *error)

@@ -16,6 +16,9 @@
 #include "layer.h"
 #include "slice-cache.h"
 
+/* Bits 9 to 63 of a refcount table entry. */
+#define TABLE_OFFSET_MASK (~UINT64_C (511))
+
 struct refcounts {
   struct layer *layer;
   unsigned cluster_bits;

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "grow-disk.h"
 #include "hooked-storage.h"
 #include "image.h"
 #include "power-check.h"
@@ -119,7 +120,7 @@ test_area (void)
   open_image ();
   /* A disk so large that its L1 table needs a larger refcount table. */
   fail_from_bytes = 4 * KiB;
-  ok (qcow2_grow (image, 16 * 1024 * MiB, &error) < 0 && nr_failed == 1,
+  ok (grow_disk (image, 16 * 1024 * MiB, &error) < 0 && nr_failed == 1,
       "growing fails when refcount blocks are written: %s", error.message);
   fail_from_bytes = UINT64_MAX;
   is_int (write_bytes (), 0, "a byte is written to each of some clusters");

@@ -24,6 +24,7 @@
 
 #include "fuzz-content.h"
 #include "fuzz-mutant.h"
+#include "grow-disk.h"
 #include "qcow2/qcow2.h"
 #include "scratch-dir.h"
 #include "tap.h"
@@ -77,7 +78,7 @@ static int
 grow (struct qcow2 *image, uint64_t size_bytes)
 {
   struct qcow2_error error;
-  int r = qcow2_grow (image, size_bytes, &error);
+  int r = grow_disk (image, size_bytes, &error);
 
   if (r == 0)
     content_size_is (size_bytes);

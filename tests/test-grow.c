@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "grow-disk.h"
 #include "image.h"
 #include "power-check.h"
 #include "qemu-image.h"
@@ -225,7 +226,7 @@ grow_in_steps (struct qcow2 *image, const struct kind *kind, bool with_view)
   for (i = 0; r == 0 && i < 6 && kind->sizes[i] != 0; ++i) {
     uint64_t was = with_view ? qcow2_view_size (view) : 0;
 
-    r = qcow2_grow (image, kind->sizes[i], &error);
+    r = grow_disk (image, kind->sizes[i], &error);
     if (!kind->large)
       run_command ("qemu-img resize -q -f qcow2 twin/disk.qcow2 %" PRIu64,
                    kind->sizes[i]);
@@ -292,7 +293,7 @@ test_odd_sizes (void)
     uint64_t from = size, n;
 
     size += 1 + random_below (&state, 20000);
-    r = qcow2_grow (image, size, &error);
+    r = grow_disk (image, size, &error);
     from = from > 100 ? from - random_below (&state, 100) : from;
     n = 1 + random_below (&state, size - from);
     memset (model + from, (int) i + 1, n);
@@ -329,7 +330,7 @@ test_spare (void)
   image = open_image (&log);
   last = image->chain.layers[0]->header.l1_offset;
   for (i = 1; i <= 200 && r == 0; ++i) {
-    r = qcow2_grow (image, MiB + i * 32 * KiB, &error);
+    r = grow_disk (image, MiB + i * 32 * KiB, &error);
     moves += image->chain.layers[0]->header.l1_offset != last;
     last = image->chain.layers[0]->header.l1_offset;
     if (i == 1)
@@ -352,7 +353,7 @@ refused (const char *make, uint64_t size, int err, const char *what)
 
   run_command ("rm -rf *; %s; cp disk.qcow2 before.qcow2", make);
   image = open_image (NULL);
-  is_int (qcow2_grow (image, size, &error), -err, "%s: %s", what,
+  is_int (grow_disk (image, size, &error), -err, "%s: %s", what,
           error.message);
   qcow2_close (image);
   is_int (system ("cmp disk.qcow2 before.qcow2"), 0, "nothing has changed");
@@ -415,10 +416,10 @@ test_device (void)
   write_log_init (&log);
   log.fixed_size = true;
   image = open_image (&log);
-  is_int (qcow2_grow (image, 9 * MiB, &error), 0, "on a device, in a hole");
-  is_int (qcow2_grow (image, 900 * MiB, &error), -ENOSPC, "no room: %s",
+  is_int (grow_disk (image, 9 * MiB, &error), 0, "on a device, in a hole");
+  is_int (grow_disk (image, 900 * MiB, &error), -ENOSPC, "no room: %s",
           error.message);
-  is_int (qcow2_grow (image, 10 * MiB, &error), 0, "then with less");
+  is_int (grow_disk (image, 10 * MiB, &error), 0, "then with less");
   is_int (qcow2_close (image), 0, "it can be closed");
   is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
   run_command ("qemu-img info disk.qcow2 | grep -q '(10485760 bytes)'");
@@ -484,7 +485,7 @@ one_fault (const struct faults *fault, struct tally *t)
 
   f.view = view;
   f.countdown = fault->countdown;
-  r = qcow2_grow (image, 3 * MiB, &error);
+  r = grow_disk (image, 3 * MiB, &error);
   f.countdown = 0;
   f.view = NULL;
   t->nr_told += f.told;
@@ -496,7 +497,7 @@ one_fault (const struct faults *fault, struct tally *t)
       !is_right (buf, qcow2_view_size (view), 0))
     t->nr_wrong_live++;
   /* It goes on, but after a failed flush. */
-  r = qcow2_grow (image, 4 * MiB, &error);
+  r = grow_disk (image, 4 * MiB, &error);
   if ((r < 0) != ended)
     t->nr_stuck++;
   qcow2_view_close (view);

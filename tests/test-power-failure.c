@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "crash-state.h"
+#include "grow-disk.h"
 #include "image.h"
 #include "power-check.h"
 #include "qemu-image.h"
@@ -68,7 +69,7 @@ grow (void *opaque)
   struct grower *g = opaque;
   struct qcow2_error error;
 
-  g->result = qcow2_grow (g->image, g->size_bytes, &error);
+  g->result = grow_disk (g->image, g->size_bytes, &error);
   return NULL;
 }
 

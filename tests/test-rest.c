@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "grow-disk.h"
 #include "image.h"
 #include "power-check.h"
 #include "qemu-image.h"
@@ -337,7 +338,7 @@ grow_on (void *opaque)
 
   for (size_bytes = DISK_BYTES; size_bytes < 100 * MiB && !g->stop &&
        g->error == 0; size_bytes += MiB) {
-    g->error = qcow2_grow (g->image, size_bytes, &error);
+    g->error = grow_disk (g->image, size_bytes, &error);
     usleep (5000);
   }
   return NULL;
@@ -422,7 +423,7 @@ grow_meanwhile (void *opaque)
   struct gated *g = opaque;
   struct qcow2_error error;
 
-  if (qcow2_grow (g->view->image, 9 * MiB, &error) == 0)
+  if (grow_disk (g->view->image, 9 * MiB, &error) == 0)
     atomic_store (&g->grown, true);
   return NULL;
 }

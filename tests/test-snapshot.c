@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "grow-disk.h"
 #include "image-builder.h"
 #include "power-check.h"
 #include "qemu-image.h"
@@ -163,13 +164,13 @@ test_sizes (void)
   image = open_image (true);
   view = open_view (image, QCOW2_ACTIVE);
   is_int (fill (view, 1, 50 * KiB, 50 * KiB) | create (image, "a", NULL) |
-          qcow2_grow (image, 4096 * KiB + 7, NULL) |
+          grow_disk (image, 4096 * KiB + 7, NULL) |
           fill (view, 2, 10 * KiB, 4000 * KiB) | create (image, "b", NULL), 0,
           "snapshots of two sizes");
   is_int (qcow2_snapshot_apply (image, 0, NULL), 0, "the smaller one");
   is_int (qcow2_view_size (view), 100 * KiB, "the view has its size");
   is_int (fill (view, 3, 50 * KiB, 50 * KiB), 0, "it can be written");
-  is_int (qcow2_grow (image, 5000 * KiB, NULL), 0, "it can grow");
+  is_int (grow_disk (image, 5000 * KiB, NULL), 0, "it can grow");
   is_int (look (view, 4000 * KiB), 0, "nothing comes to light");
   is_int (qcow2_snapshot_apply (image, 1, NULL), 0, "the larger one");
   is_int (qcow2_view_size (view), 4096 * KiB + 7, "its size, to the byte");

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "grow-disk.h"
 #include "image.h"
 #include "power-check.h"
 #include "qemu-image.h"
@@ -343,7 +344,7 @@ test_snapshot (const char *options)
   memset (want, 5, bytes);
   is_int (qcow2_vmstate_pwrite (view, want, 70000, 100), 0, "and new");
   if (!strstr (options, "0.10")) {
-    is_int (qcow2_grow (image, 40 * MiB, &error), 0, "the disk grows");
+    is_int (grow_disk (image, 40 * MiB, &error), 0, "the disk grows");
     ok (disk_is_zeros (3 * MiB, 40 * MiB), "what is new reads as zeros");
   }
   memset (want, 6, bytes);

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "dawdling-storage.h"
+#include "grow-disk.h"
 #include "qemu-image.h"
 #include "random-image.h"
 #include "scratch-dir.h"
@@ -178,7 +179,7 @@ grow (void *opaque)
     if (random_below (&g->seed, 3) == 0)
       more += cluster * (1 + random_below (&g->seed, cluster / 8));
     if (qcow2_view_size (view) + more < MAX_DISK_BYTES) {
-      g->error = qcow2_grow (g->image, qcow2_view_size (view) + more, &error);
+      g->error = grow_disk (g->image, qcow2_view_size (view) + more, &error);
       g->nr_growths += g->error == 0;
     }
     usleep (500);

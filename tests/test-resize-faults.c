@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+/* I/O that fails while a disk gets another size: at each point in turn.  The
+ * image has the old size and content or the new one, is sound, and can be
+ * resized afterwards.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "metadata-damage.h"
+#include "power-check.h"
+#include "qemu-image.h"
+#include "resize-case.h"
+#include "scratch-dir.h"
+#include "tap.h"
+
+struct fault {
+  enum log_kind kind;
+  int err;
+  long countdown;               /* 0: none */
+  bool hit;
+};
+
+static const struct fault kinds[] = {
+  { .kind = LOG_READ, .err = EIO },
+  { .kind = LOG_WRITE, .err = EIO },
+  { .kind = LOG_WRITE, .err = ENOSPC },
+  { .kind = LOG_ZERO, .err = EIO },
+  { .kind = LOG_DISCARD, .err = EIO },
+  { .kind = LOG_TRUNCATE, .err = EIO },
+  { .kind = LOG_FLUSH, .err = EIO },
+};
+
+struct tally {
+  unsigned nr_cases, nr_failed, nr_silent, nr_bad;
+  char first[400];
+};
+
+static int
+maybe_fail (void *opaque, const struct log_event *event)
+{
+  struct fault *f = opaque;
+
+  if (event->kind != f->kind || f->countdown == 0 || --f->countdown > 0)
+    return 0;
+  f->hit = true;
+  return -f->err;
+}
+
+static void
+note (struct tally *t, const struct fault *f, long nth, const char *wrong)
+{
+  if (wrong && t->nr_bad++ == 0)
+    snprintf (t->first, sizeof t->first, "kind %d, number %ld: %.300s",
+              f->kind, nth, wrong);
+}
+
+/* Once more, without faults. */
+static const char *
+judge (struct resize_truth *truth)
+{
+  static struct qcow2_error error;
+  const char *wrong = resize_judge (truth, ".");
+
+  if (wrong)
+    return wrong;
+  if (!damage_is_dirty (RESIZE_IMAGE) && qemu_check (RESIZE_IMAGE) & ~3)
+    return "the check finds something";
+  if (resize_do (truth->c, ".", NULL, &error) < 0)
+    return error.message;
+  wrong = resize_judge (truth, ".");
+  if (!wrong && truth->size_bytes != truth->c->size_bytes)
+    return "the second try gives another size";
+  if (!wrong && qemu_check (RESIZE_IMAGE) & ~3)
+    return "the check finds something after the second try";
+  return wrong ? wrong : resize_judge_grown (truth, ".");
+}
+
+/* The image is opened before there are faults. */
+static bool
+one_fault (struct resize_truth *truth, const struct fault *kind, long nth,
+           struct tally *t)
+{
+  struct qcow2_error error = { "" };
+  struct fault f = *kind;
+  struct write_log log;
+  struct qcow2 *image;
+  int r;
+
+  run_command ("cp --sparse=always pristine/* .");
+  write_log_init (&log);
+  log.hook = maybe_fail;
+  log.opaque = &f;
+  image = resize_open (".", &log, &error);
+  if (!image) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+  f.countdown = nth;
+  r = qcow2_resize (image, truth->c->size_bytes, truth->c->preallocation,
+                    true, &error);
+  f.countdown = 0;
+  t->nr_cases++;
+  t->nr_failed += r < 0;
+  t->nr_silent += r < 0 && !strstr (error.message, RESIZE_IMAGE);
+  qcow2_close (image);
+  note (t, &f, nth, judge (truth));
+  write_log_clear (&log);
+  return f.hit;
+}
+
+static void
+test_case (const struct resize_case *c)
+{
+  struct resize_truth truth;
+  struct tally t = { .nr_cases = 0 };
+  unsigned i;
+  long nth;
+
+  resize_make (c, &truth);
+  run_command ("mkdir pristine && mv *.* pristine/");
+  for (i = 0; i < sizeof kinds / sizeof kinds[0]; ++i)
+    for (nth = 1; one_fault (&truth, &kinds[i], nth, &t); ++nth)
+      ;
+  is_int (t.nr_bad, 0, "%s: %u faults leave a sound image%s%s", c->name,
+          t.nr_cases, t.nr_bad > 0 ? ": " : "", t.first);
+  is_int (t.nr_silent, 0, "%s: each message names the file", c->name);
+  ok (t.nr_failed > 3, "%s: %u of them let resizing fail", c->name,
+      t.nr_failed);
+  resize_clear (&truth);
+}
+
+int
+main (void)
+{
+  const char *only = getenv ("RESIZE_CASE");
+  unsigned i;
+
+  scratch_dir_enter ();
+  for (i = 0; i < nr_resize_cases; ++i)
+    if (!only || strcmp (only, resize_cases[i].name) == 0)
+      test_case (&resize_cases[i]);
+  return tap_done ();
+}
