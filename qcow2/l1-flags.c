@@ -7,7 +7,7 @@
 
 #include "format.h"
 #include "l1-refs.h"
-#include "l2-walk.h"
+#include "l1-walk.h"
 
 #define SECTOR_WORDS 64
 
@@ -37,12 +37,12 @@ int
 l1_flags_clear (struct writer *w, const struct l1_table *l1, uint32_t nr,
                 bool is_active)
 {
-  const struct l2_walk walk = {
+  const struct l1_walk walk = {
     .w = w, .l1 = l1, .nr_entries = nr, .is_active = is_active,
     .fn = clear_table, .opaque = w,
   };
   uint32_t i;
-  int r = l2_walk (&walk);
+  int r = l1_walk (&walk);
 
   for (i = 0; r == 0 && is_active && i < nr; ++i)
     if (l1->entries[i] & ENTRY_COPIED)
@@ -99,7 +99,7 @@ set_flags (const struct setting *s)
 {
   struct writer *w = s->w;
   const struct l1_table *l1 = &w->top->l1;
-  const struct l2_walk walk = {
+  const struct l1_walk walk = {
     .w = w, .l1 = l1, .nr_entries = l1->nr_entries, .is_active = true,
     .fn = set_table, .opaque = (void *) s,
   };
@@ -110,7 +110,7 @@ set_flags (const struct setting *s)
   r = refcounts_each (w->rc, 0, s->map->nr_clusters, find_one, (void *) s,
                       &done);
   if (r == 0)
-    r = l2_walk (&walk);
+    r = l1_walk (&walk);
   for (i = 0; r == 0 && i < l1->nr_entries; ++i)
     if (is_missing (s, l1->entries[i]))
       r = l1_set (&w->l1, i, l1->entries[i] | ENTRY_COPIED);

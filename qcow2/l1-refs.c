@@ -14,7 +14,7 @@
 
 #include "guard.h"
 #include "l1-refs.h"
-#include "l2-walk.h"
+#include "l1-walk.h"
 #include "l2.h"
 #include "refcount-word.h"
 
@@ -128,7 +128,7 @@ l1_refs_count (struct l1_refs *refs, const struct l1_table *l1, uint32_t nr,
     .cluster_bits = top->header.cluster_bits,
     .words_per_entry = 1u << (top->l2_entry_bits - 3),
   };
-  const struct l2_walk walk = {
+  const struct l1_walk walk = {
     .w = refs->w, .l1 = l1, .nr_entries = nr, .is_active = is_active,
     .fn = count_table, .opaque = &c,
   };
@@ -139,7 +139,7 @@ l1_refs_count (struct l1_refs *refs, const struct l1_table *l1, uint32_t nr,
     refs->error->message[0] = '\0';
   for (i = 0; i < nr && map == &refs->more; ++i)
     refs->has_copied |= l1->entries[i] >> 63;
-  r = l2_walk (&walk);
+  r = l1_walk (&walk);
   if (r < 0 && refs->error && refs->error->message[0] == '\0')
     qcow2_error_set (refs->error, -r, "can't read all L2 tables: %s",
                      strerror (-r));

@@ -9,7 +9,7 @@
 
 #include "format.h"
 #include "guard.h"
-#include "l2-walk.h"
+#include "l1-walk.h"
 
 #define BUFFER_BYTES (UINT64_C (4) << 20)
 #define SECTOR_BYTES 512
@@ -21,7 +21,7 @@ struct table_place {
 };
 
 struct walk_state {
-  const struct l2_walk *walk;
+  const struct l1_walk *walk;
   struct layer *layer;
   uint64_t cluster_bytes;
   uint64_t file_bytes;
@@ -85,7 +85,7 @@ check_twice (const struct walk_state *s)
 static int
 list_tables (struct walk_state *s)
 {
-  const struct l2_walk *walk = s->walk;
+  const struct l1_walk *walk = s->walk;
   uint32_t i;
   int r;
 
@@ -192,7 +192,7 @@ walk_row (const struct walk_state *s, size_t first, size_t nr)
 }
 
 int
-l2_walk (const struct l2_walk *walk)
+l1_walk (const struct l1_walk *walk)
 {
   struct walk_state s = {
     .walk = walk, .layer = walk->w->top,

@@ -9,8 +9,8 @@
  * dropped.
  */
 
-#ifndef QCOW2_L2_WALK_H
-#define QCOW2_L2_WALK_H
+#ifndef QCOW2_L1_WALK_H
+#define QCOW2_L1_WALK_H
 
 #include <stdint.h>
 
@@ -26,7 +26,7 @@ struct walked_table {
 /* 0, or a negative errno, which ends the walk. */
 typedef int walk_fn (void *opaque, const struct walked_table *table);
 
-struct l2_walk {
+struct l1_walk {
   struct writer *w;
   const struct l1_table *l1;    /* the active one, or a snapshot's */
   uint32_t nr_entries;          /* so many of its entries, from the first */
@@ -40,6 +40,6 @@ struct l2_walk {
  * L2 table, or names one twice, the image is marked corrupt, and nothing was
  * called yet: -EIO.
  */
-extern int l2_walk (const struct l2_walk *walk);
+extern int l1_walk (const struct l1_walk *walk);
 
-#endif /* QCOW2_L2_WALK_H */
+#endif /* QCOW2_L1_WALK_H */
