@@ -131,7 +131,8 @@ count (struct findings *f)
   struct check *c = f->check;
   struct ref_walk walk = {
     .layer = c->layer, .snapshots = &f->snapshots.table, .map = c->map,
-    .nr_threads = c->nr_threads, .problem = problem, .progress = progress,
+    .nr_threads = c->nr_threads,
+    .mend = c->options->repair == QCOW2_REPAIR_ALL, .problem = problem, .progress = progress,
     .opaque = f,
   };
   int r = count_refs (&walk, c->error);

@@ -39,7 +39,7 @@ count_entry (const struct ref_counter *c, uint64_t entry, uint64_t bitmap,
   l2_judge (c->layer, entry, bitmap, guest, &j);
   if (j.fault != L2_SOUND)
     r = tell (c, &j, at);
-  if (r < 0 || !j.counts)
+  if (r < 0 || !(c->walk->mend ? j.counts_mended : j.counts))
     return r;
   if (entry & ENTRY_COMPRESSED)
     return ref_count (c, REF_DATA, compressed_offset (entry, cluster_bits),

@@ -37,6 +37,7 @@ struct ref_walk {
   const struct snapshot_table *snapshots;
   struct ref_map *map;          /* result; made by the caller */
   unsigned nr_threads;          /* as parallel_work.nr_threads */
+  bool mend;                    /* L2 entries count as a repair writes them */
 
   /* Called with a text that tells what is wrong and where, without the
    * name of the file; by one thread at a time, in the order of the file

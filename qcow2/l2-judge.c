@@ -36,7 +36,7 @@ judge_compressed (const struct layer *l, struct l2_judgement *j)
   else if (j->bitmap)
     bad (j, "compressed cluster with subclusters");
   if (j->fault == L2_BAD) {
-    j->counts = false;
+    j->counts = j->counts_mended = false;
     return;
   }
   if (j->entry & ENTRY_COPIED) {
@@ -62,7 +62,7 @@ judge_misaligned (const struct layer *l, struct l2_judgement *j)
   }
   j->fault = L2_MENDABLE;
   j->problem = "the preallocated cluster is not aligned";
-  j->counts = false;
+  j->counts_mended = false;
   j->entry = is_extended (l) || l->header.version < 3 ? 0 : ENTRY_ZERO;
   j->bitmap = is_extended (l) ? ALL_SUBCLUSTERS_ZERO : 0;
 }
@@ -73,7 +73,7 @@ judge_standard (const struct layer *l, uint64_t guest, struct l2_judgement *j)
   uint64_t host = j->entry & ENTRY_OFFSET_MASK;
   bool has_host = host != 0 || (l->external_data && j->entry & ENTRY_COPIED);
 
-  j->counts = host != 0 && !l->external_data;
+  j->counts = j->counts_mended = host != 0 && !l->external_data;
   if (j->entry & L2_RESERVED)
     bad (j, "reserved bits are set");
   else if (has_host ?
@@ -99,7 +99,7 @@ l2_judge (const struct layer *l, uint64_t entry, uint64_t bitmap,
 {
   j->fault = L2_SOUND;
   j->problem = NULL;
-  j->counts = true;
+  j->counts = j->counts_mended = true;
   j->entry = entry;
   j->bitmap = bitmap;
   if (entry & ENTRY_COMPRESSED)

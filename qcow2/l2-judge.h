@@ -21,8 +21,9 @@ struct l2_judgement {
   enum l2_fault fault;
   const char *problem;          /* unless sound */
   bool counts;                  /* what it names is referenced, as QEMU
-                                   counts it: a repair would not change that */
-  uint64_t entry, bitmap;       /* as a repair would write them */
+                                   counts it */
+  bool counts_mended;           /* ... still, when a repair has written: */
+  uint64_t entry, bitmap;       /* this */
 };
 
 /* Judge an entry, in host order; BITMAP is 0 without extended L2 entries.

@@ -278,6 +278,24 @@ plan_table (struct refcount_repair *rep)
   }
 }
 
+/* What is replaced has kept its place until room was found for all that is
+ * new.  From the switch on nothing refers to it: the map is what shall be
+ * then, and refcounts are lowered only after it.
+ */
+static void
+drop_replaced (struct refcount_repair *rep)
+{
+  const struct header *h = &rep->layer->header;
+  uint64_t i;
+
+  for (i = 0; i < rep->nr_old_blocks; ++i)
+    ref_map_drop (rep->map, REF_REFCOUNT_BLOCK, rep->old_blocks[i], 1);
+  if (rep->new_table_clusters > 0 && rep->table_counted)
+    ref_map_drop (rep->map, REF_REFCOUNT_TABLE,
+                  h->refcount_table_offset >> rep->map->cluster_bits,
+                  h->refcount_table_clusters);
+}
+
 int
 refcount_repair_plan (struct refcount_repair *rep)
 {
@@ -286,8 +304,11 @@ refcount_repair_plan (struct refcount_repair *rep)
   rep->old_clusters = rep->map->nr_clusters;
   r = read_table (rep);
   if (r == 0)
-    r = check_counts (rep);
-  return r == 0 ? plan_table (rep) : r;
+    r = plan_table (rep);
+  if (r < 0)
+    return r;
+  drop_replaced (rep);
+  return check_counts (rep);
 }
 
 void
@@ -542,37 +563,21 @@ write_entries (struct refcount_repair *rep)
   return 0;
 }
 
-static int
-switch_table (struct refcount_repair *rep, struct header_writer *header)
+int
+refcount_repair_switch (struct refcount_repair *rep,
+                        struct header_writer *header)
 {
   struct header *h = &rep->layer->header;
   uint64_t offset = rep->new_table << rep->map->cluster_bits;
   int r;
 
+  if (rep->new_table_clusters == 0)
+    return write_entries (rep);
   r = header_writer_set_refcount_table (header, offset,
                                         (uint32_t) rep->new_table_clusters);
   if (r < 0)
     return io_error (rep, r, "write the header");
-  if (rep->table_counted)
-    ref_map_drop (rep->map, REF_REFCOUNT_TABLE,
-                  h->refcount_table_offset >> rep->map->cluster_bits,
-                  h->refcount_table_clusters);
   h->refcount_table_offset = offset;
   h->refcount_table_clusters = (uint32_t) rep->new_table_clusters;
-  return 0;
-}
-
-int
-refcount_repair_switch (struct refcount_repair *rep,
-                        struct header_writer *header)
-{
-  uint64_t i;
-  int r = rep->new_table_clusters == 0 ? write_entries (rep) :
-    switch_table (rep, header);
-
-  if (r < 0)
-    return r;
-  for (i = 0; i < rep->nr_old_blocks; ++i)
-    ref_map_drop (rep->map, REF_REFCOUNT_BLOCK, rep->old_blocks[i], 1);
   return 0;
 }

@@ -45,7 +45,7 @@ struct refcount_repair {
   uint64_t new_table;           /* cluster of a larger one, or 0 */
   uint64_t new_table_clusters;
   uint64_t old_clusters;        /* of the file before */
-  uint64_t *old_blocks;         /* clusters that are free after the switch */
+  uint64_t *old_blocks;         /* clusters of those that are replaced */
   uint64_t nr_old_blocks, old_room;
 
   uint64_t nr_raised;           /* results */
@@ -57,7 +57,8 @@ struct refcount_repair {
  */
 
 /* Read the table, and find room for blocks that are missing or to be
- * replaced, and for another table if need be; changes nothing on disk.  -EINVAL if there are
+ * replaced, and for another table if need be; changes nothing on disk.  What is
+ * replaced is free in the map.  -EINVAL if there are
  * more references to a cluster than its refcount can count.
  */
 extern int refcount_repair_plan (struct refcount_repair *rep);
@@ -68,8 +69,8 @@ extern int refcount_repair_write_new (struct refcount_repair *rep);
 /* In the blocks that stay, raise what is too low. */
 extern int refcount_repair_raise (struct refcount_repair *rep);
 
-/* What was written is durable: make it valid.  The old table, if it was
- * replaced, is free in the map then, and so are old blocks, and the layer's header is right.
+/* What was written is durable: make it valid.  The layer's header is right
+ * then.
  */
 extern int refcount_repair_switch (struct refcount_repair *rep,
                                    struct header_writer *header);

@@ -108,6 +108,41 @@ copy_entry (struct reader *rd, const struct disk_snapshot *d,
   return r;
 }
 
+/* Is there an id of COUNT bytes at OFFSET?  QEMU gives numbers. */
+static bool
+is_id (const struct reader *rd, uint64_t offset, uint32_t count)
+{
+  char id[8];
+  uint32_t i;
+
+  if (count == 0 || count > sizeof id || offset > rd->file_bytes - count ||
+      qcow2_storage_read_meta (rd->layer->file, id, count, offset) < 0)
+    return false;
+  for (i = 0; i < count; ++i)
+    if (id[i] < '0' || id[i] > '9')
+      return false;
+  return true;
+}
+
+/* How long the extra data of entry D is that claims to be too long.  The
+ * snapshot would be lost by a wrong number, so what is behind the extra data
+ * is looked for.
+ */
+static uint32_t
+find_extra_bytes (const struct reader *rd, const struct disk_snapshot *d)
+{
+  uint32_t claimed = be32toh (d->extra_data_size), bytes;
+  uint32_t id_bytes = be16toh (d->id_str_size);
+  uint64_t at = rd->offset + sizeof *d;
+
+  if (claimed <= MAX_SNAPSHOT_EXTRA_BYTES || is_id (rd, at + claimed, id_bytes))
+    return claimed;
+  for (bytes = 0; bytes <= MAX_SNAPSHOT_EXTRA_BYTES; bytes += 8)
+    if (is_id (rd, at + bytes, id_bytes))
+      return bytes;
+  return claimed;
+}
+
 /* Does an entry end behind the file or the table's limit, or is it empty?
  * QEMU gives each snapshot an id.
  */
@@ -145,6 +180,7 @@ read_entry (struct reader *rd, uint32_t index)
 {
   struct snapshot_mend *m = rd->mend;
   struct snapshot *sn = &m->table.snapshots[m->table.nr_snapshots];
+  static const struct disk_snapshot nothing;
   struct disk_snapshot d;
   uint32_t extra_bytes, names_bytes;
   uint64_t bytes = sizeof d;
@@ -155,12 +191,14 @@ read_entry (struct reader *rd, uint32_t index)
   r = qcow2_storage_read_meta (rd->layer->file, &d, sizeof d, rd->offset);
   if (r < 0)
     return r;
-  extra_bytes = be32toh (d.extra_data_size);
+  extra_bytes = find_extra_bytes (rd, &d);
   names_bytes = be16toh (d.id_str_size) + (uint32_t) be16toh (d.name_size);
   bytes += (uint64_t) extra_bytes + names_bytes;
-  if (is_overhanging (rd, &d, bytes))
+  if (is_overhanging (rd, &d, bytes)) {
+    m->lost = memcmp (&d, &nothing, sizeof d) != 0;
     return 1;
-  r = judge_entry (rd, index, extra_bytes);
+  }
+  r = judge_entry (rd, index, be32toh (d.extra_data_size));
   if (r == 0 && rd->repair)
     r = copy_entry (rd, &d, extra_bytes, names_bytes);
   if (r < 0)
@@ -193,7 +231,6 @@ overhang (struct reader *rd, uint32_t index)
             nr);
   rd->mend->found (rd->mend->opaque, text);
   rd->mend->nr_wrong += nr;
-  rd->mend->lost = true;
   return 0;
 }
 
@@ -212,6 +249,8 @@ read_all (struct reader *rd)
     r = read_entry (rd, index);
   if (r == 1)
     index--;
+  else if (r == 0 && index < rd->layer->header.nr_snapshots)
+    rd->mend->lost = true;
   if (r >= 0 && index < rd->layer->header.nr_snapshots)
     r = overhang (rd, index);
   return r;

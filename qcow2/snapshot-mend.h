@@ -17,7 +17,7 @@ struct snapshot_mend {
   struct snapshot_table table;
 
   uint64_t nr_wrong;            /* entries that are not as they should be */
-  bool lost;                    /* some were left out */
+  bool lost;                    /* some were left out that may be snapshots */
   uint8_t *bytes;               /* with REPAIR: the table as it should be */
   uint64_t nr_bytes;
 
