@@ -183,6 +183,8 @@ struct subject {
   unsigned cluster_bytes;
   const struct damage *damage;
   uint8_t *content, *snapshot;
+  uint64_t nr_wrong;            /* what a check finds, but for leaks;
+                                   UINT64_MAX: it can't be checked */
 };
 
 static bool
@@ -265,6 +267,29 @@ repair (struct qcow2 *image, enum qcow2_repair how,
   return qcow2_check (image, &options, result, &error);
 }
 
+static uint64_t
+count_wrong (struct qcow2 *image)
+{
+  struct qcow2_check_result result;
+
+  return repair (image, QCOW2_REPAIR_NONE, &result) < 0 ? UINT64_MAX :
+    result.corruptions + result.check_errors;
+}
+
+static void
+look_before (struct subject *s)
+{
+  struct qcow2 *image;
+
+  if (open_image (IMAGE, true, false, NULL, &image) < 0)
+    abort ();
+  s->nr_wrong = count_wrong (image);
+  qcow2_close (image);
+  ok (s->nr_wrong > 0 || s->damage->repair == QCOW2_REPAIR_LEAKS,
+      "version %u, %u, %s: something is wrong", s->version, s->cluster_bytes,
+      s->damage->name);
+}
+
 /* Repair COPY, which is what was left, and judge it: what is wrong, or
  * NULL.
  */
@@ -281,6 +306,8 @@ judge (const struct subject *s, const char *copy, bool ask_qemu)
     return "it can't be opened to be checked";
   if (!reads_as (image, QCOW2_ACTIVE, s->content, false))
     wrong = "the disk has changed";
+  else if (count_wrong (image) > s->nr_wrong)
+    wrong = "more is wrong than before";
   else if (repair (image, d->repair, &result) < 0)
     wrong = "it can't be repaired";
   else if (repair (image, QCOW2_REPAIR_NONE, &result) < 0)
@@ -458,6 +485,7 @@ main (void)
         snprintf (name, sizeof name, "version %u, %u, %s", version,
                   sizes[i], damages[j].name);
         make_subject (&s, &state);
+        look_before (&s);
         test_power (&s, name, &state);
         test_faults (&s, name);
         free (s.content);
