@@ -124,9 +124,9 @@ is_id (const struct reader *rd, uint64_t offset, uint32_t count)
   return true;
 }
 
-/* How long the extra data of entry D is that claims to be too long.  The
- * snapshot would be lost by a wrong number, so what is behind the extra data
- * is looked for.
+/* How long the extra data of entry D is, even if it claims to be too long
+ * or too short.  Snapshots would be lost by a wrong number, so what is
+ * behind the extra data is looked for.
  */
 static uint32_t
 find_extra_bytes (const struct reader *rd, const struct disk_snapshot *d)
@@ -135,7 +135,9 @@ find_extra_bytes (const struct reader *rd, const struct disk_snapshot *d)
   uint32_t id_bytes = be16toh (d->id_str_size);
   uint64_t at = rd->offset + sizeof *d;
 
-  if (claimed <= MAX_SNAPSHOT_EXTRA_BYTES || is_id (rd, at + claimed, id_bytes))
+  if ((claimed <= MAX_SNAPSHOT_EXTRA_BYTES &&
+       (claimed >= MIN_EXTRA_BYTES || rd->layer->header.version < 3)) ||
+      is_id (rd, at + claimed, id_bytes))
     return claimed;
   for (bytes = 0; bytes <= MAX_SNAPSHOT_EXTRA_BYTES; bytes += 8)
     if (is_id (rd, at + bytes, id_bytes))
