@@ -32,6 +32,7 @@ ref_map_init (struct ref_map *map, uint64_t file_bytes,
   map->file_bytes = file_bytes;
   map->nr_clusters = nr;
   map->room = nr + 1;
+  map->first_outside = UINT64_MAX;
   return 0;
 }
 
@@ -64,6 +65,22 @@ is_within_file (const struct ref_map *map, enum ref_kind kind,
   if (kind == REF_DATA)
     return ((offset + bytes - 1) >> map->cluster_bits) < map->nr_clusters;
   return bytes <= map->file_bytes - offset;
+}
+
+/* Something lies, in part at least, past the end.  Where that is must not
+ * become the place of anything else.
+ */
+static void
+note_outside (struct ref_map *map, uint64_t offset)
+{
+  uint64_t cluster = offset >> map->cluster_bits;
+  uint64_t first = atomic_load (&map->first_outside);
+
+  if (cluster < map->nr_clusters)
+    cluster = map->nr_clusters;
+  while (cluster < first &&
+         !atomic_compare_exchange_weak (&map->first_outside, &first, cluster))
+    ;
 }
 
 static bool
@@ -115,8 +132,10 @@ ref_map_add (struct ref_map *map, enum ref_kind kind, uint64_t offset,
 
   if (bytes == 0)
     return REF_GOOD;
-  if (!is_within_file (map, kind, offset, bytes))
+  if (!is_within_file (map, kind, offset, bytes)) {
+    note_outside (map, offset);
     return REF_OUTSIDE;
+  }
   last = (offset + bytes - 1) >> map->cluster_bits;
   for (i = first; i <= last; ++i) {
     v = add_one (map, kind, i, times);
@@ -233,7 +252,7 @@ ref_map_take (struct ref_map *map, enum ref_kind kind, uint64_t nr,
   for (i = *first; i < end && run < nr; ++i)
     run = is_free (map, i) ? run + 1 : 0;
   if (run < nr) {
-    if (!can_grow)
+    if (!can_grow || i + nr - run > map->first_outside)
       return -ENOSPC;
     r = grow (map, i + nr - run);
     if (r < 0)

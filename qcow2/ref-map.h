@@ -45,6 +45,8 @@ struct ref_map {
   uint64_t file_bytes;
   uint64_t nr_clusters;         /* a part of one at the end counts */
   uint64_t room;
+  _Atomic uint64_t first_outside; /* the first cluster past the end that
+                                   something names, or UINT64_MAX */
   _Atomic uint32_t *words;      /* the first kind seen, and its count */
   _Atomic uint32_t *others;     /* how often it is used for other things */
   _Atomic bool has_others;      /* not all of them are 0 */
@@ -88,8 +90,8 @@ extern void ref_map_raise (struct ref_map *map, uint64_t cluster,
                            uint64_t count);
 
 /* Find NR free clusters in a row from *FIRST on, and use them for KIND.
- * Past the end of the file only if CAN_GROW; the map grows then.
- * -ENOSPC if there are none.
+ * Past the end of the file only if CAN_GROW, and nothing names what the file
+ * would grow to then; the map grows, too.  -ENOSPC if there are none.
  */
 extern int ref_map_take (struct ref_map *map, enum ref_kind kind,
                          uint64_t nr, bool can_grow, uint64_t *first);
