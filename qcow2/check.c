@@ -218,7 +218,7 @@ fix_all (const struct findings *f)
   res->corruptions_fixed = res->corruptions - f->nr_bad - f->nr_mendable -
     f->nr_flags + rep.nr_mended + rep.nr_flags;
   res->corruptions = f->nr_bad + f->nr_mendable - rep.nr_mended +
-    rep.l1_is_shared;
+    rep.nr_left;
   res->check_errors = 0;
   if (rep.keep)
     tell_kept_leaks (c);
@@ -257,6 +257,7 @@ fix_leaks (const struct findings *f)
     return 0;
   r = repair_flags (&rep);
   res->corruptions_fixed = rep.nr_flags;
+  res->corruptions = rep.nr_left;
   return r;
 }
 

@@ -197,6 +197,30 @@ is_l1_shared (const struct l2_repair *rep)
   return false;
 }
 
+/* Should the flag of L1 entry ENTRY be set?  Of one that is not aligned, too,
+ * as QEMU has it.
+ */
+static bool
+wants_flag (const struct l2_repair *rep, uint64_t entry)
+{
+  uint64_t table = entry & ENTRY_OFFSET_MASK;
+
+  if (table == 0)
+    return entry & ENTRY_COPIED;
+  return ref_map_count (rep->map, table >> rep->map->cluster_bits) == 1;
+}
+
+static void
+count_left (struct l2_repair *rep)
+{
+  const struct l1_table *l1 = &rep->layer->l1;
+  uint32_t i;
+
+  for (i = 0; i < l1->nr_entries; ++i)
+    rep->nr_left += wants_flag (rep, l1->entries[i]) !=
+      !!(l1->entries[i] & ENTRY_COPIED);
+}
+
 /* The entries of a sector, FIRST the first. */
 static int
 correct_l1_sector (struct l2_pass *p, uint32_t first)
@@ -204,7 +228,6 @@ correct_l1_sector (struct l2_pass *p, uint32_t first)
   const struct l2_repair *rep = p->rep;
   struct layer *l = rep->layer;
   uint64_t words[SECTOR_WORDS], offset = l->header.l1_offset + first * 8;
-  uint64_t below = layer_cluster_bytes (l) - 1;
   uint32_t nr = l->l1.nr_entries - first, i;
   bool changed = false;
   int r;
@@ -212,14 +235,10 @@ correct_l1_sector (struct l2_pass *p, uint32_t first)
   if (nr > SECTOR_WORDS)
     nr = SECTOR_WORDS;
   for (i = 0; i < nr; ++i) {
-    uint64_t was = l->l1.entries[first + i], is = was;
-    uint64_t table = was & ENTRY_OFFSET_MASK;
+    uint64_t was = l->l1.entries[first + i];
+    uint64_t is = correct_flag (p, "OFLAG_COPIED L2 cluster: l1_entry", was,
+                                wants_flag (rep, was));
 
-    if (table != 0 && !(table & below))
-      is = correct_flag (p, "OFLAG_COPIED L2 cluster: l1_entry", was,
-                         ref_map_count (rep->map,
-                                        table >> rep->map->cluster_bits)
-                         == 1);
     changed = changed || is != was;
     words[i] = htobe64 (is);
   }
@@ -246,11 +265,12 @@ l2_repair (struct l2_repair *rep, bool set)
 
   if (!p.active)
     return qcow2_error_set (rep->error, ENOMEM, "out of memory");
-  rep->nr_missing = 0;
+  rep->nr_missing = rep->nr_left = 0;
   find_active (&p);
   r = correct_tables (&p);
-  rep->l1_is_shared = l->l1.nr_entries > 0 && is_l1_shared (rep);
-  if (!rep->l1_is_shared)
+  if (l->l1.nr_entries > 0 && is_l1_shared (rep))
+    count_left (rep);
+  else
     for (first = 0; r == 0 && first < l->l1.nr_entries; first += SECTOR_WORDS)
       r = correct_l1_sector (&p, first);
   free (p.active);

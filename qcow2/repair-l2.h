@@ -26,7 +26,8 @@ struct l2_repair {
   uint64_t nr_flags;            /* results: changed; */
   uint64_t nr_mended;
   uint64_t nr_missing;          /* flags that are to be set, and are not */
-  bool l1_is_shared;            /* the active L1 table was left alone */
+  uint64_t nr_left;             /* flags that are wrong, in an active L1 table
+                                   that is left alone */
   struct qcow2_error *error;
 };
 

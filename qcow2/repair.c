@@ -226,7 +226,7 @@ end (struct writing *w)
   w->rep->nr_lowered = w->refcounts.nr_lowered;
   w->rep->nr_flags = w->tables.nr_flags;
   w->rep->nr_mended = w->tables.nr_mended;
-  w->rep->l1_is_shared = w->tables.l1_is_shared;
+  w->rep->nr_left = w->tables.nr_left;
   header_writer_free (w->header);
   refcount_repair_clear (&w->refcounts);
 }

@@ -44,8 +44,8 @@ struct repair {
   uint64_t nr_lowered;
   uint64_t nr_flags;            /* COPIED flags that were wrong */
   uint64_t nr_mended;           /* L2 entries */
-  bool l1_is_shared;            /* something lies in the active L1 table, whose
-                                   flags therefore may be wrong still */
+  uint64_t nr_left;             /* flags that are wrong still: something lies in
+                                   the active L1 table */
 };
 
 /* Repair all that can be.  What may be wrong after that is only what was
