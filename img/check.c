@@ -246,8 +246,7 @@ run (int argc, char **argv)
 const struct img_command img_check = {
   .name = "check",
   .usage = "[-f fmt] [--output=ofmt] [-r leaks|all] [-p] [-q] "
-    "[-T src_cache]\n       [-U] [--allow-dir=dir]... [--data-file=file] "
-    "filename",
+    "[-T src_cache] [-U] [--allow-dir=dir]... [--data-file=file] filename",
   .help =
     "Tell whether the metadata of an image is consistent, and how much of\n"
     "the disk is allocated.  Only with -r the image is changed.\n"
