@@ -132,8 +132,8 @@ count (struct findings *f)
   struct ref_walk walk = {
     .layer = c->layer, .snapshots = &f->snapshots.table, .map = c->map,
     .nr_threads = c->nr_threads,
-    .mend = c->options->repair == QCOW2_REPAIR_ALL, .problem = problem, .progress = progress,
-    .opaque = f,
+    .mend = c->options->repair == QCOW2_REPAIR_ALL,
+    .problem = problem, .progress = progress, .opaque = f,
   };
   int r = count_refs (&walk, c->error);
 

@@ -28,7 +28,8 @@ count_bits (const struct ref_counter *c, uint64_t entry,
   if (offset == 0)
     return 0;
   if (offset & (c->cluster_bytes - 1))
-    return ref_problem (c, PROBLEM_BAD, at, "the cluster of bits is not aligned");
+    return ref_problem (c, PROBLEM_BAD, at,
+                        "the cluster of bits is not aligned");
   return ref_count (c, REF_BITMAP, offset, c->cluster_bytes, 1, at, &good);
 }
 

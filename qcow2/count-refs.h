@@ -59,8 +59,8 @@ struct ref_walk {
 };
 
 /* Takes what l2_walk takes, or 1 MiB, besides the map; with an external
- * data file 4 bytes for each cluster of the file, too.  Returns 0, the visitor's negative result, or another
- * negative errno with ERROR set.
+ * data file 4 bytes for each cluster of the file, too.  Returns 0, the
+ * visitor's negative result, or another negative errno with ERROR set.
  */
 extern int count_refs (struct ref_walk *walk, struct qcow2_error *error);
 

@@ -30,9 +30,9 @@ struct snapshot_mend {
  * wrong.  With REPAIR what nobody can keep is left out: extra data beyond
  * the limit, and snapshots behind the first entry that can't be one, or
  * beyond the limits of the table.  Without, that is an error (-EFBIG or
- * -EINVAL), since then nobody knows what all the clusters are for.  Takes up to 128 MiB
- * for a table of the largest size.  The caller calls snapshot_mend_clear in
- * any case.
+ * -EINVAL), since then nobody knows what all the clusters are for.  Takes up
+ * to 128 MiB for a table of the largest size.  The caller calls
+ * snapshot_mend_clear in any case.
  */
 extern int snapshot_mend_read (struct layer *l, bool repair,
                                struct snapshot_mend *m,

@@ -164,10 +164,13 @@ struct damage {
 
 static const struct damage damages[] = {
   { "refcounts and flags", damage_refcounts, QCOW2_REPAIR_ALL, false, false },
-  { "a block that is the L1 table", damage_block_is_l1, QCOW2_REPAIR_ALL, false, false },
+  { "a block that is the L1 table", damage_block_is_l1, QCOW2_REPAIR_ALL,
+    false, false },
   { "a bad table entry", damage_block_entry, QCOW2_REPAIR_ALL, false, false },
-  { "a table past the end", damage_table_outside, QCOW2_REPAIR_ALL, false, false },
-  { "a table that is an L2 table", damage_table_is_l2, QCOW2_REPAIR_ALL, false, false },
+  { "a table past the end", damage_table_outside, QCOW2_REPAIR_ALL,
+    false, false },
+  { "a table that is an L2 table", damage_table_is_l2, QCOW2_REPAIR_ALL,
+    false, false },
   { "too much extra data", damage_snapshot, QCOW2_REPAIR_ALL, false, false },
   { "a bad zero cluster", damage_zero_cluster, QCOW2_REPAIR_ALL, false, true },
   { "hopeless", damage_hopelessly, QCOW2_REPAIR_ALL, true, true },
