@@ -249,7 +249,8 @@ check-valgrind: deps
 	@BUILD_DIR=build tests/run --valgrind $(valgrind_tests)
 
 # Mutated images for some minutes; each seed is one that can be run again.
-FUZZERS = build/asan/tests/test-fuzz build/asan/tests/test-fuzz-write
+FUZZERS = build/asan/tests/test-fuzz build/asan/tests/test-fuzz-write \
+          build/asan/tests/test-fuzz-check
 FUZZ_RUNS = 1000000
 FUZZ_SEED = $(shell date +%s)
 

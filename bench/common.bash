@@ -9,6 +9,7 @@
 
 bench=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 : "${BENCH_PLUGIN:=$bench/../nbdkit-qcow2-plugin.so}"
+: "${BENCH_IMG:=$bench/../qcow2-img}"
 : "${BENCH_SECONDS:=1}" "${BENCH_ROUNDS:=5}"
 
 ramp_ms=250            # not counted, at the start of each run of fio
@@ -16,11 +17,12 @@ cluster_bytes=65536
 area_mib=2048           # allocated, from offset 0
 virtual_mib=8192
 overlays=8
+check_gib=1024          # of the disk whose metadata is checked
 
 all_rows=(random-read sequential-read small-cache overlays copy-out
           zstd-large zstd-fits copy-out-zstd copy-out-zlib
           write-in-place write-small-cache write-allocating write-flushing
-          write-extended-l2 write-cow write-after-snapshot copy-in)
+          write-extended-l2 write-cow write-after-snapshot copy-in check)
 
 images=           # directory of the images
 where=            # tmpfs or disk
@@ -39,7 +41,7 @@ say ()
 }
 
 # row_settings ROW: sets what is measured, on what, and the goals.
-#   tool       fio or nbdcopy
+#   tool       fio, nbdcopy or check
 #   image raw  files in $images; raw has the content of image
 #   read_mib   requests stay below this offset
 #   writes     how many writes make one measurement; 0: as many as fit the time
@@ -95,6 +97,7 @@ row_settings ()
     copy-in)
       fresh_row empty $virtual_mib 0 1.1 0.95
       tool=nbdcopy ;;
+    check) tool=check image=check.qcow2 raw=check.qcow2 goal_qemu=2 ;;
     *) die "unknown row '$1'; the rows are: ${all_rows[*]}" ;;
   esac
 }
@@ -168,6 +171,9 @@ make_image ()
         convert system.raw "$f" -c -o "compression_type=${f%.qcow2}"
         check_compressed "$f" ;;
       chain*.qcow2) make_image plain.raw; make_chain ;;
+      check.qcow2)
+        qemu-img create -q -f qcow2 -o preallocation=metadata \
+                 "$images/$f" ${check_gib}G ;;
       *) die "no way to make $f" ;;
     esac || die "cannot make $f"
   done

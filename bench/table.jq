@@ -17,18 +17,24 @@ def pad ($width): . + (" " * ($width - length) // "");
 def rates ($server): map (select (.server == $server) | .rate);
 def ratios ($other):
   group_by (.round)
+  | map (select (any (.server == $other)))
   | map ((rates ("ours") | first) / (rates ($other) | first));
-def rate_cell ($server): "\(rates ($server) | median | round)";
+def rate_cell ($server):
+  rates ($server)
+  | if length == 0 then "" else "\(median | round)" end;
 def cpu_cell:
   [("ours", "qemu", "raw") as $server
-   | map (select (.server == $server) | .server_us) | median | fixed (1)]
+   | map (select (.server == $server) | .server_us)
+   | if length == 0 then empty else median | fixed (1) end]
   | join (" ");
 
 # In: ratios of one line; $goal is null where there is none.
 def reached ($goal): $goal == null or median >= $goal;
 def ratio_cell ($goal):
+  if length == 0 then "" else
   "\(median | fixed (2)) [\(min | fixed (2))..\(max | fixed (2))]"
-  + if $goal == null then "" else " (>= \($goal | fixed (2)))" end;
+  + if $goal == null then "" else " (>= \($goal | fixed (2)))" end
+  end;
 
 def line ($single):
   . as $line | first as $head

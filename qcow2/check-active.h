@@ -11,9 +11,9 @@
 
 /* Count the active layer's clusters, and compare its COPIED flags with
  * the refcounts on disk, of which check_refcounts has told c->once.  Reads
- * each L2 table once, even if it is named often, and takes memory of one.
- * Bad entries are left out: count_refs has told of them.  Returns 0, or
- * -ENOMEM with the error set; a table that can't be read is a check error.
+ * each L2 table once, even if it is named often, and takes what l2_walk does.
+ * Flags of bad entries are left out: count_refs has told of them.  Returns
+ * 0, or -ENOMEM with the error set; a table that can't be read is a check error.
  */
 extern int check_active (struct check *c);
 

@@ -24,11 +24,12 @@ count_bits (const struct ref_counter *c, uint64_t entry,
   bool good;
 
   if (entry & TABLE_RESERVED || (offset != 0 && entry & TABLE_ALL_ONES))
-    return ref_problem (c, at, "reserved bits are set");
+    return ref_problem (c, PROBLEM_BAD, at, "reserved bits are set");
   if (offset == 0)
     return 0;
   if (offset & (c->cluster_bytes - 1))
-    return ref_problem (c, at, "the cluster of bits is not aligned");
+    return ref_problem (c, PROBLEM_BAD, at,
+                        "the cluster of bits is not aligned");
   return ref_count (c, REF_BITMAP, offset, c->cluster_bytes, 1, at, &good);
 }
 
@@ -42,7 +43,7 @@ count_bitmap (const struct ref_counter *c, const struct disk_bitmap *d,
   int r;
 
   if (offset == 0 || offset & (c->cluster_bytes - 1))
-    return ref_problem (c, at, "the bitmap table is not aligned");
+    return ref_problem (c, PROBLEM_BAD, at, "the bitmap table is not aligned");
   r = ref_count (c, REF_BITMAP, offset, nr * 8, 1, at, &good);
   if (r < 0 || !good)
     return r;
@@ -55,7 +56,7 @@ count_bitmaps (const struct ref_counter *c)
   const struct header *h = &c->layer->header;
   uint64_t offset = h->bitmap_directory_offset;
   uint64_t end = offset + h->bitmap_directory_bytes;
-  struct ref_place at = { "bitmap directory", offset, 0 };
+  struct ref_place at = { "bitmap directory", offset, 0, NULL };
   struct disk_bitmap d;
   bool good;
   int r;
@@ -68,7 +69,7 @@ count_bitmaps (const struct ref_counter *c)
     return r;
   for (at.index = 0; at.index < h->nr_bitmaps; ++at.index) {
     if (end - offset < sizeof d)
-      return ref_problem (c, &at, "past the end of the directory");
+      return ref_problem (c, PROBLEM_BAD, &at, "past the end of the directory");
     r = ref_read (c, &d, sizeof d, offset, at.what);
     if (r < 0)
       return r;
@@ -78,7 +79,7 @@ count_bitmaps (const struct ref_counter *c)
     offset += (sizeof d + be32toh (d.extra_data_size) +
                UINT64_C (7) + be16toh (d.name_size)) & ~UINT64_C (7);
     if (offset > end)
-      return ref_problem (c, &at, "past the end of the directory");
+      return ref_problem (c, PROBLEM_BAD, &at, "past the end of the directory");
   }
   return 0;
 }

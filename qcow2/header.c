@@ -204,6 +204,9 @@ header_check_table (const struct header *h, uint64_t file_bytes,
   return 0;
 }
 
+/* A size of the file that tells check_tables not to compare with it. */
+#define ANY_FILE UINT64_MAX
+
 /* Does the L1 table cover the virtual size? */
 static int
 check_size (const struct header *h, struct qcow2_error *error)
@@ -230,6 +233,26 @@ check_size (const struct header *h, struct qcow2_error *error)
   return 0;
 }
 
+/* What a check of the image is not stopped by: whether tables lie in the
+ * file, or are there at all, is its business.
+ */
+static int
+check_tables_damaged (const struct header *h, struct qcow2_error *error)
+{
+  int r = header_check_table (h, UINT64_MAX, "refcount table",
+                              h->refcount_table_offset ?
+                              h->refcount_table_offset :
+                              UINT64_C (1) << h->cluster_bits,
+                              h->refcount_table_clusters,
+                              UINT64_C (1) << h->cluster_bits,
+                              MAX_REFCOUNT_TABLE_BYTES, error);
+
+  if (r == 0)
+    r = header_check_table (h, UINT64_MAX, "active L1 table", h->l1_offset,
+                            h->l1_entries, 8, MAX_L1_BYTES, error);
+  return r == 0 ? check_size (h, error) : r;
+}
+
 static int
 check_tables (const struct header *h, uint64_t file_bytes,
               struct qcow2_error *error)
@@ -240,6 +263,8 @@ check_tables (const struct header *h, uint64_t file_bytes,
     return qcow2_error_set (error, EINVAL,
                             "refcount_order is %u, must be at most %d",
                             h->refcount_order, MAX_REFCOUNT_ORDER);
+  if (file_bytes == ANY_FILE)
+    return check_tables_damaged (h, error);
   if (h->refcount_table_clusters == 0)
     return qcow2_error_set (error, EINVAL,
                             "the image has no refcount table "
@@ -327,10 +352,13 @@ read_additional_fields (const uint8_t *cluster, struct header *h,
   return 0;
 }
 
+/* Headers that are read although they can't be used. */
+enum header_too { ENCRYPTED_TOO = 1, DAMAGED_TOO = 2 };
+
 /* CLUSTER holds the first cluster, or what there is of it. */
 static int
 parse_cluster (const uint8_t *cluster, size_t cluster_bytes,
-               uint64_t file_bytes, bool encrypted_too, struct header *h,
+               uint64_t file_bytes, unsigned too, struct header *h,
                struct qcow2_error *error)
 {
   const struct disk_header *d = (const struct disk_header *) cluster;
@@ -349,7 +377,7 @@ parse_cluster (const uint8_t *cluster, size_t cluster_bytes,
   r = read_backing_name (d, cluster, cluster_bytes, h, error);
   if (r < 0)
     return r;
-  if (!encrypted_too || h->crypt_method > CRYPT_LUKS) {
+  if (!(too & ENCRYPTED_TOO) || h->crypt_method > CRYPT_LUKS) {
     r = check_crypt_method (h, error);
     if (r < 0)
       return r;
@@ -357,7 +385,7 @@ parse_cluster (const uint8_t *cluster, size_t cluster_bytes,
   r = check_features (h, error);
   if (r < 0)
     return r;
-  return check_tables (h, file_bytes, error);
+  return check_tables (h, too & DAMAGED_TOO ? ANY_FILE : file_bytes, error);
 }
 
 /* Read the fixed part, enough to know the version and cluster size. */
@@ -392,7 +420,7 @@ read_fixed (struct qcow2_storage *s, uint64_t file_bytes, struct header *h,
 }
 
 static int
-read_header (struct qcow2_storage *s, bool encrypted_too, struct header *h,
+read_header (struct qcow2_storage *s, unsigned too, struct header *h,
              struct qcow2_error *error)
 {
   int64_t file_bytes = qcow2_storage_size (s);
@@ -423,7 +451,7 @@ read_header (struct qcow2_storage *s, bool encrypted_too, struct header *h,
     qcow2_error_set (error, -r, "can't read the header: %s", strerror (-r));
   else
     r = parse_cluster (cluster, cluster_bytes, (uint64_t) file_bytes,
-                       encrypted_too, h, error);
+                       too, h, error);
   free (cluster);
   if (r < 0)
     header_clear (h);
@@ -434,14 +462,21 @@ int
 header_read (struct qcow2_storage *s, struct header *h,
              struct qcow2_error *error)
 {
-  return read_header (s, false, h, error);
+  return read_header (s, 0, h, error);
 }
 
 int
 header_read_encrypted (struct qcow2_storage *s, struct header *h,
                        struct qcow2_error *error)
 {
-  return read_header (s, true, h, error);
+  return read_header (s, ENCRYPTED_TOO, h, error);
+}
+
+int
+header_read_damaged (struct qcow2_storage *s, struct header *h,
+                     struct qcow2_error *error)
+{
+  return read_header (s, DAMAGED_TOO, h, error);
 }
 
 void

@@ -77,6 +77,13 @@ extern int header_read (struct qcow2_storage *s, struct header *h,
 extern int header_read_encrypted (struct qcow2_storage *s, struct header *h,
                                   struct qcow2_error *error);
 
+/* The same for an image that is to be checked or repaired: refcount table
+ * (even none), L1 table and snapshot table may lie anywhere; sizes and
+ * alignments but those of the snapshot table are right.
+ */
+extern int header_read_damaged (struct qcow2_storage *s, struct header *h,
+                                struct qcow2_error *error);
+
 /* Free what the members point to, not H. */
 extern void header_clear (struct header *h);
 

@@ -64,8 +64,8 @@ add (const struct counting *c, enum ref_kind kind, uint64_t offset,
      uint64_t bytes, uint64_t guest_offset)
 {
   static const char *const problems[] = {
+    [REF_SHARED] = "in use for something else, too",
     [REF_OUTSIDE] = "past the end of the file",
-    [REF_OVERLAP] = "in use for something else, too",
     [REF_TOO_MANY] = "referenced too often",
   };
   enum ref_verdict verdict = ref_map_add (c->map, kind, offset, bytes, 1);

@@ -82,21 +82,12 @@ layer_warn_damaged (const struct layer *l)
                  "\"qemu-img check -r all\" to repair it", l->filename, problem);
 }
 
-int
-layer_load_qcow2 (struct layer *l, struct qcow2_error *error)
+/* What follows from the header. */
+static void
+prepare (struct layer *l)
 {
-  struct header *h = &l->header;
+  const struct header *h = &l->header;
   uint64_t cluster_bytes;
-  int r;
-
-  r = header_read (l->file, h, error);
-  if (r == 0)
-    r = l1_table_read (l, "active L1 table", h->l1_offset, h->l1_entries,
-                       &l->l1, error);
-  if (r < 0) {
-    qcow2_error_prefix (error, "%s: ", l->filename);
-    return r;
-  }
 
   cluster_bytes = layer_cluster_bytes (l);
   l->size_bytes = h->size_bytes;
@@ -108,7 +99,44 @@ layer_load_qcow2 (struct layer *l, struct qcow2_error *error)
   l->unit_bits = h->cluster_bits;
   if (h->incompatible_features & INCOMPAT_EXTENDED_L2)
     l->unit_bits -= SUBCLUSTER_BITS;
-  return 0;
+}
+
+int
+layer_load_qcow2 (struct layer *l, struct qcow2_error *error)
+{
+  const struct header *h = &l->header;
+  int r;
+
+  r = header_read (l->file, &l->header, error);
+  if (r == 0)
+    r = l1_table_read (l, "active L1 table", h->l1_offset, h->l1_entries,
+                       &l->l1, error);
+  if (r < 0)
+    qcow2_error_prefix (error, "%s: ", l->filename);
+  else
+    prepare (l);
+  return r;
+}
+
+int
+layer_load_damaged (struct layer *l, struct qcow2_error *error)
+{
+  const struct header *h = &l->header;
+  int r;
+
+  r = header_read_damaged (l->file, &l->header, error);
+  if (r == 0) {
+    r = l1_table_read (l, "active L1 table", h->l1_offset, h->l1_entries,
+                       &l->l1, error);
+    /* It is not in the file: the check tells. */
+    if (r == -EINVAL)
+      r = 0;
+  }
+  if (r < 0)
+    qcow2_error_prefix (error, "%s: ", l->filename);
+  else
+    prepare (l);
+  return r;
 }
 
 int

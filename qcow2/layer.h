@@ -62,6 +62,12 @@ struct layer {
  */
 extern int layer_load_qcow2 (struct layer *l, struct qcow2_error *error);
 
+/* The same for an image that is to be checked or repaired: its header is
+ * read by header_read_damaged, and the L1 table is empty if it does not lie
+ * in the file.
+ */
+extern int layer_load_damaged (struct layer *l, struct qcow2_error *error);
+
 /* Warn if the image is marked dirty or corrupt, as one that is therefore
  * served read-only.
  */

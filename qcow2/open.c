@@ -189,6 +189,7 @@ static bool
 to_be_repaired (const struct opening *o, const struct layer *l)
 {
   return l->index == 0 && o->writable && o->options->repair &&
+    !o->options->check &&
     (l->header.incompatible_features & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT))
     == INCOMPAT_DIRTY;
 }
@@ -213,14 +214,15 @@ add_layer (struct opening *o, int fd, const char *filename, bool is_raw)
                        is_raw ? QCOW2_STORAGE_RAW : QCOW2_STORAGE_IMAGE,
                        l->index == 0 && o->writable, &l->file);
   if (r == 0)
-    r = is_raw ? layer_load_raw (l, o->error) : layer_load_qcow2 (l, o->error);
+    r = is_raw ? layer_load_raw (l, o->error) : o->options->check ?
+      layer_load_damaged (l, o->error) : layer_load_qcow2 (l, o->error);
   if (r == 0)
     r = open_data_file (o, l);
   if (r < 0) {
     layer_free (l);
     return r;
   }
-  if (!to_be_repaired (o, l))
+  if (!to_be_repaired (o, l) && !o->options->check)
     layer_warn_damaged (l);
   chain->layers[chain->nr_layers++] = l;
   return 0;
@@ -318,6 +320,8 @@ open_top_or_read_only (struct opening *o, const char *filename)
   struct qcow2_error why, *error = o->error;
   int r;
 
+  if (o->options->check)
+    return open_top (o, filename);
   o->error = &why;
   r = open_top (o, filename);
   o->error = error;
@@ -376,6 +380,9 @@ read_snapshots (struct opening *o)
   struct layer *top = o->image->chain.layers[0];
   int r;
 
+  /* A check reads what there is of them. */
+  if (o->options->check)
+    return 0;
   r = snapshot_table_read (top->file, &top->header, &o->image->snapshots,
                            o->error);
   if (r < 0)
@@ -404,7 +411,7 @@ make_writer (struct opening *o)
 {
   const struct layer *top = o->image->chain.layers[0];
 
-  if (!o->writable)
+  if (!o->writable || o->options->check)
     return 0;
   if (o->options->lazy_refcounts == QCOW2_LAZY_ON && top->header.version < 3)
     return qcow2_error_set (o->error, ENOTSUP,

@@ -103,6 +103,13 @@ struct qcow2_options {
    */
   bool repair;
 
+  /* For qcow2_check alone: images are opened that are too damaged to be
+   * used, and nothing but a check changes them, WRITABLE or not.  No
+   * warning tells that they are damaged; if they can't be written, that is
+   * an error.
+   */
+  bool check;
+
   enum qcow2_lazy_refcounts lazy_refcounts;
 
   /* Give space that becomes free back to the host. */
@@ -426,6 +433,8 @@ struct qcow2_check_result {
   uint64_t corruptions;         /* refcounts too low, wrong COPIED flags, bad
                                    entries */
   uint64_t leaks;               /* clusters whose refcount is too high */
+  uint64_t corruptions_fixed;   /* these do not count above */
+  uint64_t leaks_fixed;
   uint64_t check_errors;        /* what could not be checked */
   uint64_t image_end_bytes;     /* where the last cluster in use ends */
 
@@ -436,20 +445,50 @@ struct qcow2_check_result {
   uint64_t compressed_clusters;
 };
 
-/* Called with a text without newline for each finding. */
-typedef void qcow2_check_fn (void *opaque, const char *text);
+enum qcow2_repair {
+  QCOW2_REPAIR_NONE,
+  QCOW2_REPAIR_LEAKS,           /* only refcounts that are too high */
+  QCOW2_REPAIR_ALL,             /* all that can be repaired */
+};
 
-/* Is the metadata of the image consistent?  It is open for reading (else
- * -EBUSY), and no other call on IMAGE changes it meanwhile.  Its backing
- * and data files are not looked at.  FN (may be NULL) is told what is
- * wrong, RESULT counts it, and nothing is changed.
+/* The functions may be NULL; each is called by one thread at a time. */
+struct qcow2_check_options {
+  enum qcow2_repair repair;
+  unsigned nr_threads;          /* 0: one for each CPU; at most 16 are used */
+
+  /* Called with a text without newline for each finding, and each change. */
+  void (*found) (void *opaque, const char *text);
+
+  /* DONE of TOTAL (in whatever unit) is done. */
+  void (*progress) (void *opaque, uint64_t done, uint64_t total);
+  void *opaque;
+};
+
+/* Is the metadata of the image consistent?  It is open for reading, or with
+ * qcow2_options.check (else -EBUSY), and no other call on IMAGE changes it
+ * meanwhile.  Its backing and data files are not looked at.  RESULT counts
+ * what is wrong.
+ *
+ * With OPTIONS (may be NULL: nothing is changed) it is repaired, too, if it
+ * is open with qcow2_options.check and writable (else -EROFS).  RESULT counts
+ * what was wrong and was repaired apart from what still is; numbers of
+ * allocated clusters are there only if nothing was repaired: so check again
+ * then.  If nothing is wrong any more, the dirty and the corrupt bit are
+ * cleared.  Whenever it ends, by power failure too, guests see what they saw
+ * before, and the next repair goes on.  Nothing that
+ * may be in use becomes free: as long as something is wrong that can't be
+ * repaired, leaks are left alone.
  *
  * Takes 4 1/4 bytes of memory for each cluster of the file (none where
- * nothing is referenced), 4 MiB and two clusters; -EFBIG, if that would
- * be more than about 1 GiB.  -ENOTSUP: a raw image.
+ * nothing is referenced; 8 1/4 where clusters are used for several things),
+ * and for each thread 1 MiB or a cluster, whichever is more; a repair also
+ * takes up to 8 MiB for the refcount table and 128 MiB for a snapshot
+ * table of the largest size.  -EFBIG, if the map would take more than 1 GiB.
+ * -ENOTSUP: a raw image.
  */
-extern int qcow2_check (struct qcow2 *image, qcow2_check_fn *fn,
-                        void *opaque, struct qcow2_check_result *result,
+extern int qcow2_check (struct qcow2 *image,
+                        const struct qcow2_check_options *options,
+                        struct qcow2_check_result *result,
                         struct qcow2_error *error);
 
 /*----- Writing -----*/

@@ -4,7 +4,8 @@
  * its refcount should be.
  *
  * Takes 4 bytes for each cluster of the file, untouched (and so not
- * taken from the system) where nothing is referenced.
+ * taken from the system) where nothing is referenced, and 4 more where a
+ * cluster is used for different things.
  */
 
 #ifndef QCOW2_REF_MAP_H
@@ -28,8 +29,9 @@ enum ref_kind {
 /* What became of a reference. */
 enum ref_verdict {
   REF_GOOD,
+  REF_SHARED,                   /* counted, but it is used for something else,
+                                   too, or is metadata that can't be shared */
   REF_OUTSIDE,                  /* past the end of the file */
-  REF_OVERLAP,                  /* it is used for something else */
   REF_TOO_MANY,
 };
 
@@ -43,7 +45,11 @@ struct ref_map {
   uint64_t file_bytes;
   uint64_t nr_clusters;         /* a part of one at the end counts */
   uint64_t room;
-  uint32_t *words;              /* kind and count */
+  _Atomic uint64_t first_outside; /* the first cluster past the end that
+                                   something names, or UINT64_MAX */
+  _Atomic uint32_t *words;      /* the first kind seen, and its count */
+  _Atomic uint32_t *others;     /* how often it is used for other things */
+  _Atomic bool has_others;      /* not all of them are 0 */
 };
 
 /* An empty map for a file of that size.  -EFBIG if it would take too much
@@ -53,27 +59,39 @@ extern int ref_map_init (struct ref_map *map, uint64_t file_bytes,
                          unsigned cluster_bits);
 extern void ref_map_clear (struct ref_map *map);
 
-/* Note TIMES references to each cluster of the BYTES from OFFSET on.
- * Only data and L2 tables may be referenced more than once.  Data may
- * reach past the end of the file within its last cluster; all else lies
- * in the file.  Nothing is noted if that is not so.
+/* Note TIMES references to each cluster of the BYTES from OFFSET on; from
+ * many threads at once, if all say the same KIND.  Only data and L2 tables
+ * may be referenced more than once.  Data may reach past the end of the
+ * file within its last cluster; all else lies in the file.  Nothing is
+ * noted if that is not so.
  */
 extern enum ref_verdict ref_map_add (struct ref_map *map, enum ref_kind kind,
                                      uint64_t offset, uint64_t bytes,
                                      uint32_t times);
 
-/* Nothing uses these clusters any more. */
-extern void ref_map_remove (struct ref_map *map, uint64_t first,
-                            uint64_t nr);
+/* One of the references of KIND to each of these clusters, which were
+ * noted, is no more.
+ */
+extern void ref_map_drop (struct ref_map *map, enum ref_kind kind,
+                          uint64_t first, uint64_t nr);
 
-/* REF_NONE and 0 past the end. */
+/* The first kind that was noted; REF_NONE past the end. */
 extern enum ref_kind ref_map_kind (const struct ref_map *map,
                                    uint64_t cluster);
+
+/* All references; 0 past the end. */
 extern uint32_t ref_map_count (const struct ref_map *map, uint64_t cluster);
 
+/* Those of the first kind only. */
+extern uint32_t ref_map_times (const struct ref_map *map, uint64_t cluster);
+
+/* At least COUNT references there shall be to CLUSTER. */
+extern void ref_map_raise (struct ref_map *map, uint64_t cluster,
+                           uint64_t count);
+
 /* Find NR free clusters in a row from *FIRST on, and use them for KIND.
- * Past the end of the file only if CAN_GROW; the map grows then.
- * -ENOSPC if there are none.
+ * Past the end of the file only if CAN_GROW, and nothing names what the file
+ * would grow to then; the map grows, too.  -ENOSPC if there are none.
  */
 extern int ref_map_take (struct ref_map *map, enum ref_kind kind,
                          uint64_t nr, bool can_grow, uint64_t *first);

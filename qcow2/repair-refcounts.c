@@ -9,14 +9,19 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "count-refs.h"
 #include "format.h"
 #include "refcount-word.h"
 #include "repair-refcounts.h"
 
 #define SECTOR_WORDS 64
+
+/* "Refcount table entry": bits that must be 0. */
+#define REFCOUNT_TABLE_RESERVED UINT64_C (0x1ff)
 
 static unsigned
 order_of (const struct refcount_repair *rep)
@@ -80,6 +85,47 @@ extend_table (struct refcount_repair *rep, uint64_t index)
   return 0;
 }
 
+/* Block CLUSTER is to be replaced, and is in use until then. */
+static int
+add_old_block (struct refcount_repair *rep, uint64_t cluster)
+{
+  uint64_t room = rep->old_room * 2 + 16, *old = rep->old_blocks;
+
+  if (rep->nr_old_blocks == rep->old_room) {
+    old = realloc (old, room * sizeof *old);
+    if (!old)
+      return out_of_memory (rep);
+    rep->old_blocks = old;
+    rep->old_room = room;
+  }
+  old[rep->nr_old_blocks++] = cluster;
+  return 0;
+}
+
+/* What can't be used as it is becomes 0.  A block that was not counted,
+ * since its entry has bits that it must not have, is in use all the same.
+ */
+static int
+judge_entry (struct refcount_repair *rep, uint64_t index)
+{
+  uint64_t entry = rep->table[index];
+  uint64_t offset = entry & ~REFCOUNT_TABLE_RESERVED;
+
+  if (entry == 0 || is_refcount_block_good (rep->map, entry))
+    return 0;
+  rep->table[index] = 0;
+  rep->is_new[index] = true;
+  if (!is_refcount_block_counted (rep->map, offset))
+    return 0;
+  if (offset != entry)
+    ref_map_add (rep->map, REF_REFCOUNT_BLOCK, offset, cluster_bytes (rep),
+                 1);
+  return add_old_block (rep, offset >> rep->map->cluster_bits);
+}
+
+/* None of the entries of a table that is bad can be trusted: its blocks
+ * were not counted.
+ */
 static int
 read_table (struct refcount_repair *rep)
 {
@@ -87,8 +133,10 @@ read_table (struct refcount_repair *rep)
   uint64_t i;
   int r;
 
-  rep->table_entries =
+  rep->table_entries = rep->table_is_bad ? 0 :
     ((uint64_t) h->refcount_table_clusters << h->cluster_bits) / 8;
+  if (rep->table_entries == 0)
+    return 0;
   r = extend_table (rep, rep->table_entries - 1);
   if (r < 0)
     return r;
@@ -97,9 +145,11 @@ read_table (struct refcount_repair *rep)
                                h->refcount_table_offset);
   if (r < 0)
     return io_error (rep, r, "read the refcount table");
-  for (i = 0; i < rep->table_entries; ++i)
+  for (i = 0; r == 0 && i < rep->table_entries; ++i) {
     rep->table[i] = be64toh (rep->table[i]);
-  return 0;
+    r = judge_entry (rep, i);
+  }
+  return r;
 }
 
 static int
@@ -135,17 +185,26 @@ has_references (const struct refcount_repair *rep, uint64_t index)
 static bool
 is_block_missing (const struct refcount_repair *rep, uint64_t index)
 {
-  return (index >= rep->nr_entries || rep->table[index] == 0) &&
-    has_references (rep, index);
+  if (index < rep->nr_entries && rep->table[index] != 0)
+    return false;
+  return has_references (rep, index) ||
+    (rep->keep && index < rep->nr_entries && rep->is_new[index]) ||
+    (rep->keep && rep->table_is_bad);
 }
 
 static int
 take (struct refcount_repair *rep, enum ref_kind kind, uint64_t nr,
       uint64_t *first)
 {
-  int r = ref_map_take (rep->map, kind, nr,
-                        qcow2_storage_can_grow (rep->layer->file), first);
+  int r;
 
+  /* Where nobody knows what is free, or where the blocks are that are in
+   * use until the table is replaced.
+   */
+  if ((rep->keep || rep->table_is_bad) && *first < rep->old_clusters)
+    *first = rep->old_clusters;
+  r = ref_map_take (rep->map, kind, nr,
+                    qcow2_storage_can_grow (rep->layer->file), first);
   return r < 0 ? io_error (rep, r, "find room for refcounts") : 0;
 }
 
@@ -204,7 +263,8 @@ plan_table (struct refcount_repair *rep)
     if (rep->nr_entries <= entries)
       return 0;
     /* It needs blocks of its own, so there is room to spare. */
-    ref_map_remove (rep->map, rep->new_table, rep->new_table_clusters);
+    ref_map_drop (rep->map, REF_REFCOUNT_TABLE, rep->new_table,
+                  rep->new_table_clusters);
     rep->new_table_clusters =
       (rep->nr_entries * 2 * 8 + cluster_bytes (rep) - 1) /
       cluster_bytes (rep);
@@ -218,14 +278,37 @@ plan_table (struct refcount_repair *rep)
   }
 }
 
+/* What is replaced has kept its place until room was found for all that is
+ * new.  From the switch on nothing refers to it: the map is what shall be
+ * then, and refcounts are lowered only after it.
+ */
+static void
+drop_replaced (struct refcount_repair *rep)
+{
+  const struct header *h = &rep->layer->header;
+  uint64_t i;
+
+  for (i = 0; i < rep->nr_old_blocks; ++i)
+    ref_map_drop (rep->map, REF_REFCOUNT_BLOCK, rep->old_blocks[i], 1);
+  if (rep->new_table_clusters > 0 && rep->table_counted)
+    ref_map_drop (rep->map, REF_REFCOUNT_TABLE,
+                  h->refcount_table_offset >> rep->map->cluster_bits,
+                  h->refcount_table_clusters);
+}
+
 int
 refcount_repair_plan (struct refcount_repair *rep)
 {
-  int r = read_table (rep);
+  int r;
 
+  rep->old_clusters = rep->map->nr_clusters;
+  r = read_table (rep);
   if (r == 0)
-    r = check_counts (rep);
-  return r == 0 ? plan_table (rep) : r;
+    r = plan_table (rep);
+  if (r < 0)
+    return r;
+  drop_replaced (rep);
+  return check_counts (rep);
 }
 
 void
@@ -233,15 +316,60 @@ refcount_repair_clear (struct refcount_repair *rep)
 {
   free (rep->table);
   free (rep->is_new);
+  free (rep->old_blocks);
 }
 
 /*----- Blocks -----*/
 
-/* Set what is too low in BLOCK, and what is too high if LOWER.  Sectors that
- * change are marked in CHANGED.  Returns whether any does.
+enum pass { PASS_NEW, PASS_RAISE, PASS_LOWER, PASS_LOWER_ONLY };
+
+static void
+tell (const struct refcount_repair *rep, uint64_t cluster, uint64_t have,
+      uint64_t want)
+{
+  char text[100];
+
+  if (!rep->found)
+    return;
+  snprintf (text, sizeof text, "Repairing cluster %" PRIu64 " refcount=%"
+            PRIu64 " reference=%" PRIu64, cluster, have, want);
+  rep->found (rep->opaque, text);
+}
+
+/* What becomes of the refcount HAVE of CLUSTER in this pass. */
+static uint64_t
+corrected (struct refcount_repair *rep, enum pass pass, uint64_t cluster,
+           uint64_t have)
+{
+  uint64_t want = ref_map_count (rep->map, cluster);
+
+  if (pass == PASS_NEW) {
+    rep->nr_raised += want > 0;
+    return want;
+  }
+  if (have < want) {
+    if (pass == PASS_LOWER_ONLY)
+      return have;
+    rep->nr_raised++;
+  }
+  else if (have > want) {
+    if (pass == PASS_RAISE) {
+      if (rep->keep)
+        ref_map_raise (rep->map, cluster, have);
+      return have;
+    }
+    rep->nr_lowered++;
+  }
+  if (have != want)
+    tell (rep, cluster, have, want);
+  return want;
+}
+
+/* Correct BLOCK; sectors that change are marked in CHANGED.  Returns whether
+ * any does.
  */
 static bool
-correct_block (struct refcount_repair *rep, uint64_t index, bool lower,
+correct_block (struct refcount_repair *rep, uint64_t index, enum pass pass,
                uint64_t *block, bool *changed)
 {
   unsigned order = order_of (rep);
@@ -250,20 +378,16 @@ correct_block (struct refcount_repair *rep, uint64_t index, bool lower,
   bool any = false;
 
   for (i = 0; i < nr; ++i) {
-    uint64_t *word = &block[i >> (6 - order)];
-    uint64_t want = ref_map_count (rep->map, first + i), have;
+    uint64_t *word = &block[i >> (6 - order)], have, is;
 
-    if (*word == 0 && want == 0)
+    if (*word == 0 && ref_map_count (rep->map, first + i) == 0)
       continue;
     have = refcount_word_get (order, be64toh (*word), i);
-    if (have == want || (have > want && !lower))
+    is = corrected (rep, pass, first + i, have);
+    if (is == have)
       continue;
-    *word = htobe64 (refcount_word_set (order, be64toh (*word), i, want));
+    *word = htobe64 (refcount_word_set (order, be64toh (*word), i, is));
     changed[(i >> (6 - order)) / SECTOR_WORDS] = any = true;
-    if (have < want)
-      rep->nr_raised++;
-    else
-      rep->nr_lowered++;
   }
   return any;
 }
@@ -291,8 +415,8 @@ write_changed_sectors (struct refcount_repair *rep, const uint64_t *block,
 
 /* A block of zeros that was never written, and should be one, takes no time. */
 static int
-correct_on_disk (struct refcount_repair *rep, uint64_t index, bool lower,
-                 uint64_t *block, bool *changed)
+correct_on_disk (struct refcount_repair *rep, uint64_t index,
+                 enum pass pass, uint64_t *block, bool *changed)
 {
   int r;
 
@@ -305,9 +429,19 @@ correct_on_disk (struct refcount_repair *rep, uint64_t index, bool lower,
   if (r < 0)
     return io_error (rep, r, "read refcounts");
   memset (changed, 0, cluster_bytes (rep) / 512 * sizeof *changed);
-  if (!correct_block (rep, index, lower, block, changed))
+  if (!correct_block (rep, index, pass, block, changed))
     return 0;
   return write_changed_sectors (rep, block, rep->table[index], changed);
+}
+
+/* Nobody knows which clusters are free. */
+static void
+keep_all (struct refcount_repair *rep, uint64_t index)
+{
+  uint64_t i = index << block_bits (rep), end = (index + 1) << block_bits (rep);
+
+  for (; i < end && i < rep->old_clusters; ++i)
+    ref_map_raise (rep->map, i, 1);
 }
 
 static int
@@ -316,14 +450,14 @@ write_new_block (struct refcount_repair *rep, uint64_t index,
 {
   int r;
 
+  if (rep->keep)
+    keep_all (rep, index);
   memset (block, 0, cluster_bytes (rep));
-  correct_block (rep, index, false, block, changed);
+  correct_block (rep, index, PASS_NEW, block, changed);
   r = qcow2_storage_write (rep->layer->file, block, cluster_bytes (rep),
                            rep->table[index], false);
   return r < 0 ? io_error (rep, r, "write a refcount block") : 0;
 }
-
-enum pass { PASS_NEW, PASS_RAISE, PASS_LOWER };
 
 static int
 for_each_block (struct refcount_repair *rep, enum pass pass)
@@ -338,8 +472,8 @@ for_each_block (struct refcount_repair *rep, enum pass pass)
       continue;
     else if (pass == PASS_NEW && rep->is_new[i])
       r = write_new_block (rep, i, block, changed);
-    else if (pass == PASS_LOWER || (pass == PASS_RAISE && !rep->is_new[i]))
-      r = correct_on_disk (rep, i, pass == PASS_LOWER, block, changed);
+    else if (pass >= PASS_LOWER || (pass == PASS_RAISE && !rep->is_new[i]))
+      r = correct_on_disk (rep, i, pass, block, changed);
   free (block);
   free (changed);
   return r;
@@ -355,6 +489,14 @@ int
 refcount_repair_lower (struct refcount_repair *rep)
 {
   return for_each_block (rep, PASS_LOWER);
+}
+
+int
+refcount_repair_lower_only (struct refcount_repair *rep)
+{
+  int r = read_table (rep);
+
+  return r == 0 ? for_each_block (rep, PASS_LOWER_ONLY) : r;
 }
 
 /*----- The table -----*/
@@ -435,9 +577,6 @@ refcount_repair_switch (struct refcount_repair *rep,
                                         (uint32_t) rep->new_table_clusters);
   if (r < 0)
     return io_error (rep, r, "write the header");
-  ref_map_remove (rep->map,
-                  h->refcount_table_offset >> rep->map->cluster_bits,
-                  h->refcount_table_clusters);
   h->refcount_table_offset = offset;
   h->refcount_table_clusters = (uint32_t) rep->new_table_clusters;
   return 0;

@@ -285,6 +285,9 @@ found (void *opaque, const char *text)
 void
 snapshot_check_file (const char *filename, struct snapshot_check *check)
 {
+  const struct qcow2_check_options check_options = {
+    .found = found, .opaque = check,
+  };
   struct qcow2_options options;
   struct qcow2_check_result result;
   struct qcow2_error error;
@@ -294,7 +297,7 @@ snapshot_check_file (const char *filename, struct snapshot_check *check)
   snapshot_subject_options (&options);
   options.writable = false;
   if (qcow2_open (filename, &options, &image, &error) < 0 ||
-      qcow2_check (image, found, check, &result, &error) < 0) {
+      qcow2_check (image, &check_options, &result, &error) < 0) {
     check->nr_bad++;
     snprintf (check->first, sizeof check->first, "%.299s", error.message);
     qcow2_close (image);

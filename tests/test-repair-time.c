@@ -25,15 +25,20 @@ struct claim {
   uint64_t l1_step;             /* from one's L2 table to the next one's */
   uint64_t refcount_blocks;
   uint64_t refcount_order;
+  uint64_t data_step;           /* so many L2 tables, and one has a block that
+                                   is no hole; 0: none has */
 };
 
 /* Only the L1 and the refcount table are really there; what they name is
  * behind them, in holes.
  */
 static const struct claim claims[] = {
-  { "an L1 table that names one L2 table 4194304 times", 4 << 20, 0, 0, 6 },
-  { "1048576 refcount blocks in holes", 1, CLUSTER, 1 << 20, 0 },
-  { "1048576 L2 tables in holes", 1 << 20, CLUSTER, 0, 4 },
+  { "an L1 table that names one L2 table 4194304 times", 4 << 20, 0, 0, 6,
+    0 },
+  { "1048576 refcount blocks in holes", 1, CLUSTER, 1 << 20, 0, 0 },
+  { "1048576 L2 tables in holes", 1 << 20, CLUSTER, 0, 4, 0 },
+  { "1048576 L2 tables, few of which are no holes", 1 << 20, CLUSTER, 0, 4,
+    64 },
 };
 
 static void
@@ -85,13 +90,18 @@ make_image (const struct claim *claim)
     .refcount_order = htobe32 ((uint32_t) claim->refcount_order),
     .header_length = htobe32 (104),
   };
+  static const uint8_t zeros[4096];
   int fd = open (IMAGE, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+  uint64_t i;
 
   must (fd != -1 && pwrite (fd, &h, 104, 0) == 104, "writing the header");
   put_words (fd, CLUSTER, claim->refcount_blocks, blocks, CLUSTER);
   put_words (fd, l1, claim->l1_entries, l2, claim->l1_step);
   must (ftruncate (fd, (off_t) (blocks + (claim->refcount_blocks + 4) *
                                 CLUSTER)) == 0, "growing the file");
+  for (i = 0; claim->data_step > 0 && i < nr_l2; i += claim->data_step)
+    must (pwrite (fd, zeros, sizeof zeros, (off_t) (l2 + i * CLUSTER)) ==
+          sizeof zeros, "writing a block");
   close (fd);
 }
 

@@ -273,7 +273,7 @@ judge_metadata (struct qcow2 *image, const char *name, struct tally *t)
   struct qcow2_error error;
   int status;
 
-  if (qcow2_check (image, NULL, NULL, &result, &error) < 0)
+  if (qcow2_check (image, NULL, &result, &error) < 0)
     return "it can't be checked";
   t->nr_leaks += result.leaks > 0;
   if (result.corruptions > 0 || result.check_errors > 0)
