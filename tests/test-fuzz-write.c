@@ -24,7 +24,6 @@
 
 #include "fuzz-content.h"
 #include "fuzz-mutant.h"
-#include "grow-disk.h"
 #include "qcow2/qcow2.h"
 #include "scratch-dir.h"
 #include "tap.h"
@@ -74,14 +73,15 @@ changed (int r, uint64_t offset, uint64_t count, const uint8_t *data)
   return r;
 }
 
+/* A shrunken disk keeps its size even if space could not be given back. */
 static int
-grow (struct qcow2 *image, uint64_t size_bytes)
+resize (struct qcow2 *image, struct qcow2_view *view, uint64_t size_bytes)
 {
   struct qcow2_error error;
-  int r = grow_disk (image, size_bytes, &error);
+  int r = qcow2_resize (image, size_bytes, fuzz_random_below (4), true,
+                        &error);
 
-  if (r == 0)
-    content_size_is (size_bytes);
+  content_size_is (qcow2_view_size (view));
   return r;
 }
 
@@ -105,7 +105,10 @@ request (struct qcow2 *image, struct qcow2_view *view)
     return changed (qcow2_zero (view, count, offset, fuzz_random_below (2),
                                 fuzz_random_below (2), fua), offset, count,
                     NULL);
-  case 3: return grow (image, size_bytes + fuzz_random_below (1 << 20));
+  case 3:
+    return resize (image, view, fuzz_random_below (2) ?
+                   size_bytes + fuzz_random_below (1 << 20) :
+                   1 + fuzz_random_below (size_bytes));
   case 4: return qcow2_pread (view, read, count, offset);
   default:
     return changed (qcow2_pwrite (view, buf, count, offset, fua), offset,
