@@ -91,7 +91,10 @@ grows_on (struct resize_truth *truth, struct qcow2 *image)
     return false;
   truth->size_bytes = qcow2_view_size (view);
   qcow2_view_close (view);
-  return grow_disk (image, 2 * truth->old_bytes + truth->c->size_bytes,
+  /* A disk that is smaller now: to where the old L1 table would do. */
+  return grow_disk (image, truth->size_bytes < truth->old_bytes ?
+                    truth->old_bytes :
+                    2 * truth->old_bytes + truth->c->size_bytes,
                     &error) == 0;
 }
 
@@ -144,7 +147,8 @@ test_case (const struct resize_case *c)
   run_command ("mkdir pristine && mv *.* pristine/");
   for (i = 0; i < sizeof kinds / sizeof kinds[0]; ++i)
     for (nth = 1; one_fault (&truth, &kinds[i], nth, false, &t); ++nth)
-      one_fault (&truth, &kinds[i], nth, true, &t);
+      if (kinds[i].kind <= LOG_WRITE)
+        one_fault (&truth, &kinds[i], nth, true, &t);
   is_int (t.nr_bad, 0, "%s: %u faults leave a sound image%s%s", c->name,
           t.nr_cases, t.nr_bad > 0 ? ": " : "", t.first);
   is_int (t.nr_silent, 0, "%s: each message names the file", c->name);
