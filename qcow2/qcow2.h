@@ -563,18 +563,20 @@ enum qcow2_preallocation {
  * change as a write is.  Internal snapshots keep their sizes.
  *
  * What is added reads as zeros; its space is taken now if PREALLOCATION says
- * so.  Only with MAY_SHRINK the disk may become smaller: what lies behind its
- * new end is gone then, the file becomes smaller where that was at its end,
- * and has holes elsewhere if the image was opened with discard.
+ * so.  Only with MAY_SHRINK, and with no view open, the disk may become
+ * smaller: what lies behind its new end is gone then, the file becomes smaller
+ * where that was at its end, and has holes elsewhere if the image was opened
+ * with discard.
  *
  * If power fails, the disk has the old size and content or the new one.
  * After an error that is so, too: where it was made smaller and only giving
  * back space has failed, the message says so, and the space may leak.
  *
- * -EROFS: not open for writing; -ENOTSUP: the disk is larger, and may not
- * shrink; there are valid dirty bitmaps, or snapshots that don't tell their
- * sizes, as in images of version 2; -EINVAL: preallocation, and a smaller
- * size; -EFBIG: the format's limits.
+ * -EROFS: not open for writing; -EBUSY: a view is open, and the size is
+ * smaller (none may be opened meanwhile); -ENOTSUP: the disk is larger, and
+ * may not shrink; there are valid dirty bitmaps, or snapshots that don't tell
+ * their sizes, as in images of version 2; -EINVAL: preallocation, and a
+ * smaller size; -EFBIG: the format's limits.
  */
 extern int qcow2_resize (struct qcow2 *image, uint64_t size_bytes,
                          enum qcow2_preallocation preallocation,

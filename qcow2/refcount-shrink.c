@@ -31,6 +31,13 @@ block_cluster (const struct dropping *d, uint64_t index)
     d->a->rc->cluster_bits;
 }
 
+/* Nothing lies at 0, whatever reserved bits say. */
+static bool
+has_block (const struct dropping *d, uint64_t index)
+{
+  return (d->table->entries[index] & TABLE_OFFSET_MASK) != 0;
+}
+
 /* Is CLUSTER a block that goes, if the one of entry INDEX does? */
 static bool
 is_going (const struct dropping *d, uint64_t index, uint64_t cluster)
@@ -38,7 +45,7 @@ is_going (const struct dropping *d, uint64_t index, uint64_t cluster)
   uint64_t i;
 
   for (i = index; i < d->end; ++i)
-    if (d->table->entries[i] != 0 && block_cluster (d, i) == cluster)
+    if (has_block (d, i) && block_cluster (d, i) == cluster)
       return true;
   return false;
 }
@@ -74,12 +81,12 @@ find (struct dropping *d)
   int r = 0;
 
   d->end = d->table->nr_entries;
-  while (d->end > 0 && d->table->entries[d->end - 1] == 0)
+  while (d->end > 0 && !has_block (d, d->end - 1))
     d->end--;
   d->first = d->end;
   while (r == 0 && d->first > 1 &&
          (d->first == d->end || d->first % ENTRIES_PER_SECTOR != 0)) {
-    if (d->table->entries[d->first - 1] != 0)
+    if (has_block (d, d->first - 1))
       r = counts_nothing (d, d->first - 1, &nothing);
     if (r < 0 || !nothing)
       break;
@@ -124,7 +131,7 @@ forget (const struct dropping *d)
   for (i = d->first; i < d->end; ++i) {
     uint64_t cluster = block_cluster (d, i);
 
-    if (cluster == 0)
+    if (!has_block (d, i))
       continue;
     d->table->entries[i] = 0;
     guard_remove (a->layer, METADATA_REFCOUNT_BLOCK, cluster << bits);

@@ -76,12 +76,25 @@ check_size (struct resize *z, bool may_shrink, struct qcow2_error *error)
   return 0;
 }
 
+/* A request that waits at the gate may lie behind the new end. */
 static int
-check (const struct qcow2 *image, struct resize *z, bool may_shrink,
+check_views (struct qcow2 *image, struct qcow2_error *error)
+{
+  if (!image_has_views (image))
+    return 0;
+  return qcow2_error_set (error, EBUSY, "%s: the disk can't be made smaller "
+                          "while it is in use",
+                          image->chain.layers[0]->filename);
+}
+
+static int
+check (struct qcow2 *image, struct resize *z, bool may_shrink,
        struct qcow2_error *error)
 {
   int r = check_size (z, may_shrink, error);
 
+  if (r == 0 && z->new_bytes < z->old_bytes)
+    r = check_views (image, error);
   if (r < 0 || z->new_bytes == z->old_bytes)
     return r;
   r = check_snapshots (z->w->top, &image->snapshots, error);

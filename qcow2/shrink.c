@@ -294,8 +294,9 @@ write_header (const struct resize *z)
 
 /*----- After -----*/
 
-/* The clusters of the L1 table that its entries don't reach any more.  The
- * shorter range comes under guard before the longer one goes.
+/* The L1 table in memory becomes as long as the one that the header names, and
+ * the clusters that it doesn't reach any more are given up.  The shorter range
+ * comes under guard before the longer one goes.
  */
 static int
 shorten_table (const struct resize *z)
@@ -311,11 +312,11 @@ shorten_table (const struct resize *z)
 
   if (new_bytes == old_bytes)
     return 0;
+  l->l1.nr_entries = l->header.l1_entries = l1_entries_after (z);
   r = guard_add_table (l, METADATA_L1_TABLE, offset, new_bytes);
   if (r < 0)
     return r;
   guard_remove_table (l, METADATA_L1_TABLE, offset, old_bytes);
-  l->l1.nr_entries = l->header.l1_entries = l1_entries_after (z);
   if (old_end > end)
     retire_now (&w->retire, end >> l->header.cluster_bits,
                 clusters_from (w, end, old_end));
@@ -390,12 +391,13 @@ static int
 give_back (const struct resize *z, uint64_t from)
 {
   struct writer *w = z->w;
-  int r = is_within_table (w, from) ? clear_rest (w, from) : 0;
+  int r = is_within_table (w, from) ? clear_rest (w, from) : 0, r2;
 
   if (r == 0)
     r = drop_tables (w, first_dropped (w, from), true);
+  r2 = shorten_table (z);       /* the header has done it already */
   if (r == 0)
-    r = shorten_table (z);
+    r = r2;
   if (r == 0)
     r = zero_tail (z);
   if (r == 0)

@@ -91,6 +91,8 @@ content_is_unknown (uint64_t offset, uint64_t count)
 void
 content_size_is (uint64_t size_bytes)
 {
+  if (size_bytes < disks[0].size_bytes)
+    set (size_bytes, disks[0].size_bytes - size_bytes, NULL, false);
   disks[0].size_bytes = size_bytes;
 }
 

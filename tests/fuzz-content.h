@@ -22,7 +22,9 @@ extern void content_is (uint64_t offset, uint64_t count, const uint8_t *data);
 /* Or they may be anything: a request has failed, or it was a trim. */
 extern void content_is_unknown (uint64_t offset, uint64_t count);
 
-/* The active layer has grown. */
+/* The active layer has another size: what is lost, or added, is zeros if it is
+ * seen again.
+ */
 extern void content_size_is (uint64_t size_bytes);
 
 /* Does the image hold that?  Else *WHERE says where not. */

@@ -25,6 +25,9 @@ const struct resize_case resize_cases[] = {
   { "512-byte clusters, snapshot", CREATE "-o cluster_size=512 "
     DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET " && " SNAPSHOT
     " && " IO "'write -P 2 40k 60k' " DISK QUIET, 80384, OFF, true },
+  { "512-byte clusters, shared tables", CREATE "-o cluster_size=512 "
+    DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET " && " SNAPSHOT,
+    80384, OFF, true },
   { "64-bit refcounts", CREATE "-o cluster_size=512,refcount_bits=64 "
     DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET, 30208, OFF, false },
   { "4K clusters, version 2", CREATE "-o compat=0.10,cluster_size=4k "

@@ -24,7 +24,6 @@
 
 #include "fuzz-content.h"
 #include "fuzz-mutant.h"
-#include "grow-disk.h"
 #include "qcow2/qcow2.h"
 #include "scratch-dir.h"
 #include "tap.h"
@@ -75,13 +74,29 @@ changed (int r, uint64_t offset, uint64_t count, const uint8_t *data)
 }
 
 static int
-grow (struct qcow2 *image, uint64_t size_bytes)
+grow (struct qcow2 *image, struct qcow2_view *view, uint64_t size_bytes)
 {
   struct qcow2_error error;
-  int r = grow_disk (image, size_bytes, &error);
+  int r = qcow2_resize (image, size_bytes, fuzz_random_below (4), false,
+                        &error);
 
-  if (r == 0)
-    content_size_is (size_bytes);
+  content_size_is (qcow2_view_size (view));
+  return r;
+}
+
+/* Not while it is in use.  The disk may be smaller even after an error. */
+static int
+shrink (struct qcow2 *image, struct qcow2_view **view)
+{
+  uint64_t size_bytes = 1 + fuzz_random_below (qcow2_view_size (*view));
+  struct qcow2_error error;
+  int r, r2;
+
+  qcow2_view_close (*view);
+  r = qcow2_resize (image, size_bytes, QCOW2_PREALLOCATION_OFF, true, &error);
+  r2 = qcow2_view_open (image, QCOW2_ACTIVE, view, &error);
+  must (r2 == 0, "a view can be opened again");
+  content_size_is (qcow2_view_size (*view));
   return r;
 }
 
@@ -105,7 +120,8 @@ request (struct qcow2 *image, struct qcow2_view *view)
     return changed (qcow2_zero (view, count, offset, fuzz_random_below (2),
                                 fuzz_random_below (2), fua), offset, count,
                     NULL);
-  case 3: return grow (image, size_bytes + fuzz_random_below (1 << 20));
+  case 3:
+    return grow (image, view, size_bytes + fuzz_random_below (1 << 20));
   case 4: return qcow2_pread (view, read, count, offset);
   default:
     return changed (qcow2_pwrite (view, buf, count, offset, fua), offset,
@@ -128,7 +144,8 @@ use_image (struct qcow2 *image)
   }
   report->nr_writable += qcow2_view_can_write (view);
   for (i = 0; i < NR_REQUESTS && qcow2_view_size (view) > 0; ++i) {
-    r = request (image, view);
+    r = fuzz_random_below (NR_REQUESTS) == 0 ? shrink (image, &view) :
+      request (image, view);
     report->nr_changed += r >= 0;
     report->nr_refused += r < 0;
     if (r < 0)

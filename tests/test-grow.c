@@ -370,12 +370,35 @@ test_refused (void)
            "printf '\\0\\0\\0\\0' | dd of=disk.qcow2 bs=1 conv=notrunc "
            "status=none seek=$((at + 36))", 2 * MiB, ENOTSUP,
            "a snapshot that doesn't tell its size");
+  refused (CREATE "disk.qcow2 1M && qemu-img bitmap --add disk.qcow2 b",
+           2 * MiB, ENOTSUP, "dirty bitmaps");
   refused (CREATE "-o cluster_size=512 disk.qcow2 1M", 128 * GiB + 1, EFBIG,
            "L1 table");
   refused (CREATE "-o cluster_size=2M disk.qcow2 1M", UINT64_MAX, EFBIG,
            "more than any file");
   refused (CREATE "disk.qcow2 1M && chmod a-w disk.qcow2", MiB, 0,
            "the size it has");
+}
+
+/* A client may have a request on the way behind the new end. */
+static void
+test_shrink_in_use (void)
+{
+  struct qcow2_view *view = NULL;
+  struct qcow2_error error;
+  struct qcow2 *image;
+
+  run_command ("rm -rf *; " CREATE "disk.qcow2 1M");
+  image = open_image (NULL);
+  is_int (qcow2_view_open (image, QCOW2_ACTIVE, &view, &error), 0, "in use");
+  is_int (qcow2_resize (image, MiB / 2, QCOW2_PREALLOCATION_OFF, true, &error),
+          -EBUSY, "not made smaller: %s", error.message);
+  qcow2_view_close (view);
+  is_int (qcow2_resize (image, MiB / 2, QCOW2_PREALLOCATION_FULL, true,
+                        &error), -EINVAL, "nor: %s", error.message);
+  is_int (qcow2_resize (image, MiB / 2, QCOW2_PREALLOCATION_OFF, true, &error),
+          0, "in use no more, it is");
+  qcow2_close (image);
 }
 
 /*----- Storage of fixed size, and faults -----*/
@@ -554,6 +577,7 @@ main (void)
   test_odd_sizes ();
   test_spare ();
   test_refused ();
+  test_shrink_in_use ();
   test_device ();
   test_faults ("a longer backing file", CREATE "base.qcow2 5M && "
                IO "'write -P 1 0 5M' base.qcow2 > qemu.log && " CREATE
