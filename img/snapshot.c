@@ -31,6 +31,7 @@ struct action {
  */
 struct opening {
   bool read_only;
+  bool has_reason;              /* img_reason knows more than an errno */
   struct qcow2_error why;
 };
 
@@ -41,6 +42,7 @@ log_text (void *opaque, enum qcow2_log_level level, const char *text)
   struct opening *o = opaque;
   const char *end = strstr (text, " served read-only");
 
+  o->has_reason |= level == QCOW2_LOG_ERROR;
   if (level != QCOW2_LOG_WARNING || !end)
     img_log (&writes, level, text);
   else if (!o->read_only) {
@@ -154,7 +156,8 @@ change (const struct img_options *options, const struct action *action)
   r2 = qcow2_close (image);
   if (r < 0)
     img_error ("Could not %s snapshot '%s': %s", actions[i].verb,
-               action->name, error.message);
+               action->name,
+               opening.has_reason ? img_reason (-r) : error.message);
   else if (r2 < 0)
     img_error ("Could not %s snapshot '%s' completely: %s", actions[i].verb,
                action->name, img_reason (-r2));

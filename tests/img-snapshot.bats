@@ -111,12 +111,10 @@ twins_live_on ()
         make_image disk.qcow2 size=700416 writes=20 $kind
         twins_live_on || fail "kind: $kind"
     done <<'END'
-version=3
 version=2 cluster=512
 version=2 compression=zlib
 version=3 compression=zlib snapshots=1
 cluster=4096 compression=zstd seed=3
-cluster=512 refcount=64
 extended=on cluster=16384 compression=zlib seed=4
 backing=raw
 prealloc=metadata
@@ -198,7 +196,8 @@ END
     hold_open disk.qcow2
     for options in "-c one" "-a s1" "-d s1" -l; do
         # shellcheck disable=SC2086
-        refuses 1 "Could not open 'disk.qcow2'.*lock" snapshot $options disk.qcow2
+        refuses 1 "Could not open 'disk.qcow2'.*lock" \
+            snapshot $options disk.qcow2
     done
     twin snapshot -U -l disk.qcow2
     let_go
@@ -279,7 +278,7 @@ END
     qemu-img check -q disk.qcow2
 }
 
-@test "a lost lock, a dirty image: it is repaired first" {
+@test "a dirty image is repaired first" {
     make_image disk.qcow2 snapshots=1
     put_number disk.qcow2 79 1 1
     run_img snapshot -c two disk.qcow2

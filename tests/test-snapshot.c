@@ -8,8 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "grow-disk.h"
+#include "image.h"
 #include "image-builder.h"
 #include "power-check.h"
 #include "qemu-image.h"
@@ -142,12 +144,16 @@ test_caches (void)
   run_command (CREATE "-o cluster_size=4k,compat=0.10 " SNAPSHOT_IMAGE " 1M");
   image = open_image (true);
   view = open_view (image, QCOW2_ACTIVE);
-  for (i = 0; i < 4; ++i)
+  for (i = 0; i < 3; ++i)
     is_int (fill (view, 1, 64 * KiB, i * 64 * KiB), 0, "data");
   is_int (create (image, "a", NULL), 0, "a snapshot");
-  is_int (look (view, 5 * KiB), 1, "a slice is cached");
+  qcow2_view_close (view);
+  close_and_check (image);
+  image = open_image (true);
+  view = open_view (image, QCOW2_ACTIVE);
+  is_int (look (view, 5 * KiB), 1, "a slice is cached, without flags");
   is_int (qcow2_snapshot_delete (image, 0, NULL), 0, "it is deleted");
-  is_int (fill (view, 2, 4 * KiB, 512 * KiB), 0, "an entry beside changes");
+  is_int (fill (view, 2, 4 * KiB, 200 * KiB), 0, "an entry beside changes");
   is_int (qcow2_flush (view), 0, "and is on disk");
   is_int (qemu_check (SNAPSHOT_IMAGE), 0, "all flags are still there");
   qcow2_view_close (view);
@@ -271,6 +277,91 @@ test_refused (void)
   qcow2_close (image);
 }
 
+/* Another size, which the image can't have. */
+static void
+test_refused_sizes (void)
+{
+  struct qcow2_error error;
+  struct qcow2 *image;
+  struct image img;
+
+  run_command (CREATE "-o compat=0.10 " SNAPSHOT_IMAGE " 1M && "
+               "qemu-img snapshot -c a " SNAPSHOT_IMAGE);
+  img.path = SNAPSHOT_IMAGE;
+  image_reopen (&img);
+  image_put_header (&img, size, 512 * KiB);
+  close (img.fd);
+  image = open_image (true);
+  is_int (qcow2_snapshot_apply (image, 0, &error), -ENOTSUP, "version 2: %s",
+          error.message);
+  close_and_check (image);
+
+  run_command (CREATE SNAPSHOT_IMAGE " 1M && qemu-img snapshot -c a "
+               SNAPSHOT_IMAGE " && qemu-img resize -q " SNAPSHOT_IMAGE " 2M");
+  image = open_image (true);
+  is_int (create (image, "b", NULL), 0, "one more");
+  image->snapshots.snapshots[1].has_disk_size = false;
+  is_int (qcow2_snapshot_apply (image, 0, &error), -ENOTSUP, "no size: %s",
+          error.message);
+  image->snapshots.snapshots[1].has_disk_size = true;
+  is_int (qcow2_snapshot_apply (image, 0, &error), 0, "with it");
+  close_and_check (image);
+}
+
+static void
+test_too_many (void)
+{
+  struct image_options options = { .cluster_bits = 16 };
+  struct image_snapshot *sn = calloc (MAX_SNAPSHOTS, sizeof *sn);
+  struct qcow2_snapshot_params params = { .name = "x" };
+  struct qcow2_error error;
+  struct qcow2 *image;
+  struct image img;
+  unsigned i;
+
+  run_command ("rm -rf *");
+  for (i = 0; i < MAX_SNAPSHOTS; ++i)
+    sn[i] = (struct image_snapshot) { .id = "1", .name = "a",
+                                      .extra_bytes = 24 };
+  image_create (&img, SNAPSHOT_IMAGE, &options);
+  image_set_snapshots (&img, sn, MAX_SNAPSHOTS);
+  image_close (&img);
+  free (sn);
+  image = open_image (true);
+  is_int (qcow2_snapshot_create (image, &params, &error), -EFBIG,
+          "too many: %s", error.message);
+  is_int (qcow2_snapshot_delete (image, 0, &error), 0, "one is deleted");
+  is_int (qcow2_snapshot_create (image, &params, &error), 0, "then one fits");
+  is_int (qcow2_nr_snapshots (image), MAX_SNAPSHOTS, "as many as can be");
+  qcow2_close (image);
+}
+
+/*----- The state of a virtual machine -----*/
+
+static void
+test_vm_state (void)
+{
+  const struct qcow2_snapshot_params params = {
+    .name = "a", .vm_state_bytes = 300 * KiB, .icount = QCOW2_NO_ICOUNT,
+  };
+  struct qcow2 *image;
+
+  run_command (CREATE "-o cluster_size=4k " SNAPSHOT_IMAGE " 1M && "
+               IO "'write -P 1 0 1M' -c 'write -b -P 9 0 300k' "
+               SNAPSHOT_IMAGE " > log");
+  image = open_image (true);
+  is_int (qcow2_snapshot_create (image, &params, NULL), 0,
+          "a snapshot with a VM's state");
+  close_and_check (image);
+  run_command (IO "'read -b -P 0 0 300k' " SNAPSHOT_IMAGE " > log");
+  is_int (system ("grep -q fail log"), 256, "the active layer has it no more");
+  run_command ("qemu-img snapshot -a a " SNAPSHOT_IMAGE " && "
+               IO "'read -b -P 9 0 300k' -c 'read -P 1 0 1M' " SNAPSHOT_IMAGE
+               " > log");
+  is_int (system ("grep -q fail log"), 256, "QEMU finds it in the snapshot");
+  run_command ("qemu-img snapshot -l " SNAPSHOT_IMAGE " | grep -q '300 KiB'");
+}
+
 /*----- Damaged images -----*/
 
 /* The image has a snapshot with an L1 table of its own; PATCH changes it. */
@@ -351,6 +442,9 @@ main (void)
   test_device ();
   test_ids ();
   test_refused ();
+  test_refused_sizes ();
+  test_too_many ();
+  test_vm_state ();
   test_damaged ();
   return tap_done ();
 }
