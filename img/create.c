@@ -171,8 +171,8 @@ const struct img_command img_create = {
   .usage = "[-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] "
     "[-o options]... filename [size]",
   .help =
-    "Make a new image.  A file that is there already is overwritten, unless it\n"
-    "is in use.\n"
+    "Make a new image.  A file that is there already is overwritten, unless\n"
+    "it is in use.\n"
     "\n"
     "  -f FMT                the image's format: qcow2\n"
     "  -b FILE               its backing file, relative to the image; without\n"

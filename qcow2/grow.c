@@ -146,7 +146,7 @@ zero_all (const struct resize *g, uint64_t table_end)
 
 /*----- The steps -----*/
 
-/* A data file is as long as the disk, and a raw one has zeros where that has. */
+/* A data file is as long as the disk; a raw one has zeros where that has. */
 static int
 grow_data_file (const struct resize *g)
 {
