@@ -24,6 +24,7 @@
 #include "header-write.h"
 #include "l1-grow.h"
 #include "resize.h"
+#include "write.h"
 #include "zero.h"
 
 /*----- What would come to light -----*/
@@ -226,6 +227,32 @@ preallocate_from (const struct resize *g)
   return g->old_bytes & ~(cluster - 1);
 }
 
+/* The rest of the last cluster that was is added, too.  Where
+ * preallocate_from leaves that out, or finds it mapped, zeros take the space.
+ */
+static int
+fill_last (const struct resize *g)
+{
+  static const uint8_t zeros[65536];
+  uint64_t offset = g->old_bytes, n;
+  uint64_t end = min64 (round_up (offset, layer_cluster_bytes (g->w->top)),
+                        g->new_bytes);
+  bool in_place;
+  int r = 0;
+
+  if (g->preallocation < QCOW2_PREALLOCATION_FALLOC ||
+      preallocate_from (g) < offset)
+    return 0;
+  for (; r == 0 && offset < end; offset += n) {
+    struct epoch_ticket ticket = epoch_enter (&g->w->image->epoch);
+
+    n = min64 (sizeof zeros, end - offset);
+    r = write_guest (g->w, ticket, zeros, n, offset, false, &in_place);
+    epoch_leave (ticket);
+  }
+  return r;
+}
+
 /* Nobody can see what was mapped, but it takes space. */
 static void
 undo (const struct resize *g)
@@ -252,6 +279,8 @@ change_behind (const struct resize *g, uint64_t table_end)
 
   w->top->size_bytes = g->new_bytes;
   r = zero_all (g, table_end);
+  if (r == 0)
+    r = fill_last (g);
   if (r == 0)
     r = preallocate_guest (w, preallocate_from (g), g->new_bytes,
                            preallocation (g));

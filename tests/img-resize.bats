@@ -388,3 +388,31 @@ END
     run_img resize disk.qcow2 64M
     [ "$status" -eq 0 ]
 }
+
+# What is added begins within a cluster.
+@test "falloc and full take the rest of the last cluster, too" {
+    local mode options before
+    qemu-img create -q -f raw base.raw 100K
+    for mode in falloc full; do
+        for options in data_file=disk.data \
+                       data_file=disk.data,data_file_raw=on; do
+            rm -f disk.data
+            run_img create -q -o cluster_size=2M,$options disk.qcow2 100K
+            [ "$status" -eq 0 ]
+            run_img resize -q --allow-dir=. --preallocation=$mode \
+                disk.qcow2 1M
+            [ "$status" -eq 0 ]
+            [ "$(stat -c %b disk.data)" -ge 1848 ]
+            qemu-img check -q disk.qcow2
+            qemu-io -f qcow2 -r -c 'read -q -P 0 0 1M' disk.qcow2 > io.log
+            [ ! -s io.log ]
+        done
+        qemu-img create -q -f qcow2 -o cluster_size=2M -b base.raw -F raw \
+            disk.qcow2
+        before=$(stat -c %b disk.qcow2)
+        run_img resize -q --allow-dir=. --preallocation=$mode disk.qcow2 1M
+        [ "$status" -eq 0 ]
+        [ "$(stat -c %b disk.qcow2)" -ge $((before + 1848)) ]
+        qemu-img check -q disk.qcow2
+    done
+}
