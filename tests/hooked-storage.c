@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "hooked-storage.h"
 
@@ -15,13 +16,15 @@ real_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
   return real_ops->pwritev (s, iov, iovcnt, offset, durable);
 }
 
-/* The same storage, but for its writes. */
+/* The same storage, but for its writes; a backing file is left alone. */
 static int
 wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
       struct qcow2_storage **s)
 {
   pwritev_fn **pwritev = opaque;
 
+  if (strcmp (filename, "disk.qcow2") != 0)
+    return 0;
   real_ops = (*s)->ops;
   hooked_ops = *real_ops;
   hooked_ops.pwritev = *pwritev;
