@@ -200,7 +200,7 @@ guard_corrupt (const struct layer *l, const char *fs, ...)
 
   if (!g || atomic_exchange (&g->corrupt, true)) {
     log_message (&l->log, QCOW2_LOG_ERROR,
-                 "%s: the image is corrupt: %s; use \"qemu-img check\"",
+                 "%s: the image is corrupt: %s; use \"qcow2-img check\"",
                  l->filename, text);
     return -EIO;
   }
@@ -210,7 +210,7 @@ guard_corrupt (const struct layer *l, const char *fs, ...)
               log_errno_text (-r));
   log_message (&l->log, QCOW2_LOG_ERROR,
                "%s: %s: %s; further writes are refused; use "
-               "\"qemu-img check -r all\"%s", l->filename,
+               "\"qcow2-img check -r all\"%s", l->filename,
                r == 0 ? "marking image as corrupt" : "the image is corrupt",
                text, note);
   return -EIO;

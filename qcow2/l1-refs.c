@@ -74,7 +74,7 @@ add (const struct counting *c, enum ref_kind kind, uint64_t offset,
     return 0;
   return qcow2_error_set (c->refs->error, EIO, "the image is corrupt: what "
                           "guest offset 0x%" PRIx64 " maps to, at 0x%" PRIx64
-                          ", is %s; use \"qemu-img check\"", guest_offset,
+                          ", is %s; use \"qcow2-img check\"", guest_offset,
                           offset, problems[verdict]);
 }
 
@@ -196,11 +196,11 @@ verdict (const struct judging *j)
   if (j->mixed != UINT64_MAX)
     return qcow2_error_set (j->refs->error, EIO, "the image is corrupt: the "
                             "cluster at 0x%" PRIx64 " is an L2 table and "
-                            "data; use \"qemu-img check\"", j->mixed << bits);
+                            "data; use \"qcow2-img check\"", j->mixed << bits);
   if (j->too_low != UINT64_MAX)
     return qcow2_error_set (j->refs->error, EIO, "the image is corrupt: the "
                             "refcount of the cluster at 0x%" PRIx64 " is too "
-                            "low; use \"qemu-img check -r all\"",
+                            "low; use \"qcow2-img check -r all\"",
                             j->too_low << bits);
   if (j->overflow != UINT64_MAX)
     return qcow2_error_set (j->refs->error, ERANGE, "the refcount of the "

@@ -79,7 +79,8 @@ layer_warn_damaged (const struct layer *l)
   if (problem)
     log_message (&l->log, QCOW2_LOG_WARNING,
                  "%s: the image %s; it is served read-only, use "
-                 "\"qemu-img check -r all\" to repair it", l->filename, problem);
+                 "\"qcow2-img check -r all\" to repair it",
+                 l->filename, problem);
 }
 
 /* What follows from the header. */

@@ -401,7 +401,7 @@ repair_top (struct opening *o)
     log_message (&top->log, QCOW2_LOG_WARNING,
                  "%s: the image was not closed properly (dirty bit) and "
                  "can't be repaired here: %s; it is served read-only, use "
-                 "\"qemu-img check -r all\" to repair it", top->filename,
+                 "\"qcow2-img check -r all\" to repair it", top->filename,
                  error.message);
 }
 

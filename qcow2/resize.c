@@ -27,7 +27,7 @@ check_snapshots (const struct layer *top, const struct snapshot_table *table,
       return qcow2_error_set (error, ENOTSUP,
                               "%s: the image can't be resized, because "
                               "snapshot table entry %zu has no disk size; "
-                              "use \"qemu-img check -r all\" first",
+                              "use \"qcow2-img check -r all\" first",
                               top->filename, i);
   return 0;
 }

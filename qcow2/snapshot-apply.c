@@ -62,7 +62,7 @@ check_size (const struct application *a)
     if (!table->snapshots[i].has_disk_size)
       return qcow2_error_set (c->error, ENOTSUP, "the snapshot's disk has "
                               "another size, and snapshot table entry %zu "
-                              "has no disk size; use \"qemu-img check -r "
+                              "has no disk size; use \"qcow2-img check -r "
                               "all\" first", i);
   return 0;
 }

@@ -264,6 +264,6 @@ snapshot_cleaned_up (struct snapshot_change *c, int r)
                "%s: cleaning up after an operation on snapshots has failed: "
                "%s; the image will be repaired when it is opened next" :
                "%s: cleaning up after an operation on snapshots has failed: "
-               "%s; this may waste space, which \"qemu-img check -r all\" "
+               "%s; this may waste space, which \"qcow2-img check -r all\" "
                "finds", c->top->filename, strerror (-r));
 }

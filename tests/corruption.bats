@@ -120,7 +120,7 @@ refuses_writes ()
         cmp disk.qcow2 before.qcow2
         return
     fi
-    grep -q 'disk.qcow2: marking image as corrupt: .*qemu-img check -r all' \
+    grep -q 'disk.qcow2: marking image as corrupt: .*qcow2-img check -r all' \
         "$server_stderr"
     is_marked disk.qcow2
     cmp -n 72 disk.qcow2 before.qcow2

@@ -351,7 +351,7 @@ test_bit_fails (void)
   is_int (operate (WRITE, 128 * KiB), 0, "written");
   logged.hook = fail_header;
   is_int (operate (WRITE, BAD), -EIO, "corruption, and a broken disk");
-  ok (strstr (logged.message, "further writes are refused; use \"qemu-img "
+  ok (strstr (logged.message, "further writes are refused; use \"qcow2-img "
               "check -r all\"; the corrupt bit can't be set: ") != NULL,
       "the message tells both");
   ok (refuses_all (), "nothing is written any more");

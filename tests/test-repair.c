@@ -307,7 +307,7 @@ is_left_alone (const char *what, const char *message)
   before = file_content ("disk.qcow2", &bytes);
   ok (!open_and_close ("changed"), "%s: it can't be written", what);
   ok (strstr (warning, message) != NULL &&
-      strstr (warning, "qemu-img check -r all") != NULL,
+      strstr (warning, "qcow2-img check -r all") != NULL,
       "%s: a warning says why: %s", what, warning);
   now = file_content ("disk.qcow2", &bytes_now);
   ok (bytes == bytes_now && memcmp (before, now, bytes) == 0,

@@ -316,7 +316,7 @@ write_until_gone ()
     start_nbdkit disk.qcow2 write=on
     nbdinfo --is read-only "$uri"
     stop_nbdkit
-    grep -F "can't be repaired here: L2 table at 0x40000, entry 1: the data cluster is not aligned; it is served read-only, use \"qemu-img check -r all\"" \
+    grep -F "can't be repaired here: L2 table at 0x40000, entry 1: the data cluster is not aligned; it is served read-only, use \"qcow2-img check -r all\"" \
         "$server_stderr"
     cmp disk.qcow2 copy
 }
