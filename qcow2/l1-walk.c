@@ -169,6 +169,16 @@ write_changed (const struct walk_state *s, uint64_t offset, size_t nr_sectors,
   return 0;
 }
 
+/* One table after the other: slots are larger than a table where a backing file
+ * has larger clusters.
+ */
+static void
+drop_slices (const struct walk_state *s, uint64_t offset, uint64_t end)
+{
+  for (; offset < end; offset += s->cluster_bytes)
+    slice_cache_drop (s->layer->slices, offset, offset + s->cluster_bytes);
+}
+
 static int
 walk_row (const struct walk_state *s, size_t first, size_t nr)
 {
@@ -186,7 +196,7 @@ walk_row (const struct walk_state *s, size_t first, size_t nr)
   if (some) {
     /* After an error any of it may be there. */
     epoch_note_write (epoch_first_ticket (&s->walk->w->image->epoch));
-    slice_cache_drop (s->layer->slices, offset, offset + bytes);
+    drop_slices (s, offset, offset + bytes);
   }
   return r;
 }
