@@ -204,10 +204,14 @@ static int
 write_first (struct committer *c, struct sealed *s, bool links,
              size_t written)
 {
-  int r = write_refcounts (c, s);
+  int r;
 
+  /* Before refcounts are sealed: who notes a write so that refcounts are
+   * flushed, which changed before, relies on it.
+   */
   if (epoch_take_wrote (c->epoch))
     s->data = true;
+  r = write_refcounts (c, s);
   if (r == 0 && (s->data || (links && s->refcounts && !c->lazy))) {
     r = flush (c, s);
     if (r == 0)

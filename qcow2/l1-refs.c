@@ -245,7 +245,8 @@ raise_one (void *opaque, uint64_t cluster, uint64_t value)
 }
 
 /* A commit that writes refcounts alone does not flush, unless it is told
- * that there is something to be flushed.
+ * that there is something to be flushed.  Commits while refcounts change, of
+ * others or because the cache is full, use this up; so it comes after that.
  */
 static void
 want_flush (const struct l1_refs *refs)
@@ -256,8 +257,10 @@ want_flush (const struct l1_refs *refs)
 int
 l1_refs_raise (struct l1_refs *refs)
 {
+  int r = each (refs, raise_one, refs, &refs->raised_end);
+
   want_flush (refs);
-  return each (refs, raise_one, refs, &refs->raised_end);
+  return r;
 }
 
 static uint64_t
@@ -274,10 +277,9 @@ l1_refs_undo_raise (struct l1_refs *refs)
   uint64_t done;
   int r;
 
-  want_flush (refs);
   r = refcounts_each (refs->w->rc, 0, refs->raised_end, unraise_one, refs,
                       &done);
-
+  want_flush (refs);
   if (r == 0)
     refs->raised_end = 0;
   return r;
@@ -375,8 +377,8 @@ l1_refs_lower (struct l1_refs *refs)
   if (r == 0)
     r = before_free (&l);
   if (r == 0) {
-    want_flush (refs);
     r = each (refs, lower_one, &l, &done);
+    want_flush (refs);
     after_free (&l, done);
   }
   free (l.freed);
