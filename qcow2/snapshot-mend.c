@@ -176,6 +176,21 @@ judge_entry (struct reader *rd, uint32_t index, uint32_t extra_bytes)
   return 0;
 }
 
+/* The file ends within an entry.  If that was one, it named clusters. */
+static int
+read_rest (struct reader *rd)
+{
+  static const struct disk_snapshot nothing;
+  struct disk_snapshot d = nothing;
+  int r = qcow2_storage_read_meta (rd->layer->file, &d,
+                                   rd->file_bytes - rd->offset, rd->offset);
+
+  if (r < 0)
+    return r;
+  rd->mend->lost = memcmp (&d, &nothing, sizeof d) != 0;
+  return 1;
+}
+
 /* Returns 1 if there are no more. */
 static int
 read_entry (struct reader *rd, uint32_t index)
@@ -189,7 +204,7 @@ read_entry (struct reader *rd, uint32_t index)
   int r;
 
   if (sizeof d > rd->file_bytes - rd->offset)
-    return 1;
+    return read_rest (rd);
   r = qcow2_storage_read_meta (rd->layer->file, &d, sizeof d, rd->offset);
   if (r < 0)
     return r;
