@@ -101,12 +101,32 @@ ref_each_word (const struct ref_counter *c, const char *what,
 
 /*----- Header, snapshot table -----*/
 
+/* Encrypted images are refused, so here the field was damaged: the keys are
+ * in clusters that nothing else names.
+ */
+static int
+judge_crypto (const struct ref_counter *c, const struct ref_place *at)
+{
+  const struct header *h = &c->layer->header;
+  size_t i;
+
+  for (i = 0; i < h->nr_unknown_extensions; ++i)
+    if (h->unknown_extensions[i].type == EXTENSION_CRYPTO)
+      return ref_problem (c, PROBLEM_BAD, at, "there is an encryption header, "
+                          "but crypt_method is 0");
+  return 0;
+}
+
 static int
 count_header (const struct ref_counter *c)
 {
   const struct ref_place at = { "header", 0, 0, NULL };
   uint64_t bytes = c->cluster_bytes;
   bool good;
+  int r = judge_crypto (c, &at);
+
+  if (r < 0)
+    return r;
 
   /* A file may be shorter than its first cluster. */
   if (bytes > c->walk->map->file_bytes)
@@ -145,6 +165,18 @@ count_l1_table (const struct ref_counter *c, const char *what,
                     good);
 }
 
+/* QEMU's check, and what it does with snapshots, take the header for a table
+ * then.  Snapshots' entries are never written here.
+ */
+static int
+lonely_flag (const struct ref_counter *c, const struct ref_place *at)
+{
+  bool is_active = at->offset == c->layer->header.l1_offset;
+
+  return ref_problem (c, is_active ? PROBLEM_FLAG : PROBLEM_BAD, at,
+                      "the copied flag is set, but there is no L2 table");
+}
+
 static int
 count_l2_table (const struct ref_counter *c, uint64_t entry,
                 const struct ref_place *at)
@@ -156,6 +188,8 @@ count_l2_table (const struct ref_counter *c, uint64_t entry,
 
   if (entry & L1_RESERVED)
     r = ref_problem (c, PROBLEM_BAD, at, "reserved bits are set");
+  if (r == 0 && offset == 0 && entry & ENTRY_COPIED)
+    r = lonely_flag (c, at);
   if (r < 0 || offset == 0)
     return r;
   if (offset & (c->cluster_bytes - 1))

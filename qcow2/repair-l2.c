@@ -198,7 +198,7 @@ is_l1_shared (const struct l2_repair *rep)
 }
 
 /* Should the flag of L1 entry ENTRY be set?  Of one that is not aligned, too,
- * as QEMU has it.
+ * as QEMU has it; never without a table.
  */
 static bool
 wants_flag (const struct l2_repair *rep, uint64_t entry)
@@ -206,7 +206,7 @@ wants_flag (const struct l2_repair *rep, uint64_t entry)
   uint64_t table = entry & ENTRY_OFFSET_MASK;
 
   if (table == 0)
-    return entry & ENTRY_COPIED;
+    return false;
   return ref_map_count (rep->map, table >> rep->map->cluster_bits) == 1;
 }
 

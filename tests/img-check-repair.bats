@@ -171,6 +171,19 @@ kept ()
     repaired
 }
 
+@test "a COPIED flag of an L1 entry that names no table" {
+    qemu-img create -q -f qcow2 disk.qcow2 2G
+    qemu-io -f qcow2 -c 'write -q -P 1 0 64k' disk.qcow2
+    damage $((0x30010)) 8 $C
+    run qemu-img check disk.qcow2
+    [ "$status" -eq 2 ]
+    run_img check disk.qcow2
+    [ "$status" -eq 2 ]
+    run_img check -r all disk.qcow2
+    [ "$status" -eq 0 ]
+    qemu-img check disk.qcow2
+}
+
 @test "clusters that are used twice" {
     for other in 0x30000 0x40000 0x60000; do
         simple_image
@@ -328,6 +341,43 @@ END
     cp clean.qcow2 disk.qcow2
     put_number disk.qcow2 64 8 $((1 << 40))
     refuses 1 'snapshot table .* past the end' check -r all disk.qcow2
+}
+
+# The table's second entry is cut, but still names the snapshot's L1 table.
+@test "the file ends within a snapshot table's entry: nothing is freed" {
+    simple_image
+    qemu-img snapshot -c one disk.qcow2
+    qemu-io -f qcow2 -c 'write -q -P 7 0 64k' disk.qcow2
+    qemu-img snapshot -c two disk.qcow2
+    qemu-io -f qcow2 -c 'write -q -P 8 0 64k' disk.qcow2
+    old=$((0x$(xxd -p -s 64 -l 8 disk.qcow2)))
+    new=$(( ($(stat -c %s disk.qcow2) + 65535) / 65536 * 65536 ))
+    dd if=disk.qcow2 of=table bs=8 skip=$((old / 8)) count=18 status=none
+    dd if=table of=disk.qcow2 bs=8 seek=$((new / 8)) conv=notrunc status=none
+    damage 64 8 $new
+    run_img check -r all disk.qcow2
+    [ "$status" -eq 0 ]
+    two=$((0x$(xxd -p -s $((new + 72)) -l 8 disk.qcow2)))
+    block=$((0x20000 + two / 65536 * 2))
+    [ "$(xxd -p -s $block -l 2 disk.qcow2)" = 0001 ]
+    truncate -s $((new + 72 + 20)) disk.qcow2
+    run_img check -r all disk.qcow2
+    [ "$status" -eq 3 ]
+    [ "$(xxd -p -s $block -l 2 disk.qcow2)" = 0001 ]
+}
+
+@test "an encryption header stays, though the header says there is none" {
+    qemu-img create -q -f qcow2 --object secret,id=s,data=x -o \
+        encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 \
+        disk.qcow2 1M
+    damage 32 4 0
+    cp disk.qcow2 before.qcow2
+    for how in leaks all; do
+        run_img check -r $how disk.qcow2
+        [ "$status" -eq 2 ]
+        grep 'there is an encryption header' err
+        cmp disk.qcow2 before.qcow2
+    done
 }
 
 @test "the dirty bit and the corrupt bit" {
