@@ -8,8 +8,8 @@
  *     write    new blocks and tables, refcounts that are too low;
  *              clear COPIED flags; mend L2 entries     -> flush
  *     switch   the refcount table names new blocks,
- *              the header a new table
- *     switch   the header names a new snapshot table   (after a flush)
+ *              the header a new table                  -> flush
+ *     switch   the header names a new snapshot table   -> durable
  *     write    refcounts that are too high             -> flush
  *     write    set COPIED flags                        -> flush
  *     header   clear the dirty bit                     -> durable
@@ -141,7 +141,6 @@ write_snapshots (struct writing *w)
   return r < 0 ? io_error (rep, r, "write the snapshot table") : 0;
 }
 
-/* Its refcount has to be durable in blocks that the table names. */
 static int
 switch_snapshots (struct writing *w)
 {
@@ -154,9 +153,6 @@ switch_snapshots (struct writing *w)
   if (!rep->snapshots)
     return 0;
   nr = (uint32_t) rep->snapshots->table.nr_snapshots;
-  r = flush (rep);
-  if (r < 0)
-    return r;
   r = header_writer_set_snapshots (w->header, nr == 0 ? 0 : offset, nr);
   if (r < 0)
     return io_error (rep, r, "write the header");
@@ -170,7 +166,10 @@ switch_snapshots (struct writing *w)
 
 /*----- All steps -----*/
 
-/* All that is too low, and what relies on it. */
+/* All that is too low, and what relies on it.  New blocks have to be named
+ * durably before the old ones may be freed, and before a snapshot table
+ * relies on the refcounts in them.
+ */
 static int
 raise (struct writing *w)
 {
@@ -186,6 +185,8 @@ raise (struct writing *w)
     r = flush (w->rep);
   if (r == 0)
     r = refcount_repair_switch (&w->refcounts, w->header);
+  if (r == 0)
+    r = flush (w->rep);
   return r == 0 ? switch_snapshots (w) : r;
 }
 

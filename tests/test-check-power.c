@@ -102,6 +102,54 @@ damage_block_entry (void)
   put (at.table, 8, at.block | 0x102);
 }
 
+/* The first block lies where a second one counts it; as long as the table
+ * names it, it has to be counted.
+ */
+static struct {
+  uint64_t entry, value, count;
+} moved;
+
+static void
+damage_moved_block (void)
+{
+  const uint64_t second = 256 * 512, to = 257 * 512;
+  uint64_t i;
+
+  if (at.cluster_bytes > 512) {
+    damage_block_entry ();
+    return;
+  }
+  if (at.nr_clusters > 256)
+    abort ();
+  for (i = 0; i < 512; i += 8) {
+    put (to + i, 8, get64 (at.block + i));
+    put (second + i, 8, 0);
+  }
+  put (to + at.block / 512 * 2, 2, 0);
+  put (second, 4, 0x10001);
+  put (at.table + 8, 8, second);
+  put (at.table, 8, to | 1);
+  moved.entry = at.table;
+  moved.value = to | 1;
+  moved.count = second + 2;
+}
+
+static bool
+is_moved_block_free (const char *copy)
+{
+  uint64_t bytes, entry;
+  uint8_t *file;
+  bool is_free;
+
+  if (moved.value == 0)
+    return false;
+  file = file_content (copy, &bytes);
+  memcpy (&entry, file + moved.entry, 8);
+  is_free = be64toh (entry) == moved.value && file[moved.count + 1] == 0;
+  free (file);
+  return is_free;
+}
+
 static void
 damage_table_outside (void)
 {
@@ -167,6 +215,8 @@ static const struct damage damages[] = {
   { "a block that is the L1 table", damage_block_is_l1, QCOW2_REPAIR_ALL,
     false, false },
   { "a bad table entry", damage_block_entry, QCOW2_REPAIR_ALL, false, false },
+  { "a block that another one counts", damage_moved_block, QCOW2_REPAIR_ALL,
+    false, false },
   { "a table past the end", damage_table_outside, QCOW2_REPAIR_ALL,
     false, false },
   { "a table that is an L2 table", damage_table_is_l2, QCOW2_REPAIR_ALL,
@@ -215,6 +265,7 @@ make_subject (struct subject *s, uint64_t *state)
   s->content = qemu_content (IMAGE, NULL, &bytes);
   s->snapshot = qemu_content (IMAGE, "one", &bytes);
   find_places (s->cluster_bytes);
+  moved.value = 0;
   s->damage->fn ();
   run_command ("mkdir pristine && cp " IMAGE " pristine");
 }
@@ -305,6 +356,8 @@ judge (const struct subject *s, const char *copy, bool ask_qemu)
   struct qcow2 *image;
   const char *wrong = NULL;
 
+  if (is_moved_block_free (copy))
+    return "a block that is in use is free";
   if (open_image (copy, true, true, NULL, &image) < 0)
     return "it can't be opened to be checked";
   if (!reads_as (image, QCOW2_ACTIVE, s->content, false))
