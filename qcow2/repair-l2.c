@@ -79,6 +79,18 @@ correct_l2_flag (struct l2_pass *p, uint64_t entry)
                                       host >> rep->map->cluster_bits) == 1);
 }
 
+/* Where something else lies, too, words may be a guest's data: then those
+ * that could be no entry are not touched.
+ */
+static bool
+may_be_entry (const struct l2_repair *rep, const struct l2_judgement *j)
+{
+  uint64_t host = j->entry & ENTRY_OFFSET_MASK;
+
+  return j->fault == L2_SOUND && (rep->layer->external_data ||
+    host >> rep->map->cluster_bits < rep->map->nr_clusters);
+}
+
 /* Correct the entry at WORD; returns whether it changed. */
 static bool
 correct_entry (struct l2_pass *p, uint64_t cluster, uint64_t *word)
@@ -86,17 +98,19 @@ correct_entry (struct l2_pass *p, uint64_t cluster, uint64_t *word)
   struct l2_repair *rep = p->rep;
   bool extended = rep->layer->l2_entry_bits == 4;
   bool is_active = p->active[cluster / 8] >> cluster % 8 & 1;
+  bool is_shared = ref_map_count (rep->map, cluster) !=
+    ref_map_times (rep->map, cluster);
   uint64_t was = be64toh (word[0]), bitmap = extended ? be64toh (word[1]) : 0;
   struct l2_judgement j;
 
   l2_judge (rep->layer, was, bitmap, UINT64_MAX, &j);
-  if (j.fault == L2_WRONG_FLAG && (is_active || rep->mend)) {
+  if (j.fault == L2_WRONG_FLAG && is_shared)
+    rep->nr_left++;
+  if (j.fault == L2_WRONG_FLAG && !is_shared && (is_active || rep->mend)) {
     rep->nr_flags++;
     tell (rep, "OFLAG_COPIED compressed cluster: l2_entry", was);
   }
-  else if (j.fault == L2_MENDABLE && rep->mend &&
-           ref_map_count (rep->map, cluster) ==
-           ref_map_times (rep->map, cluster)) {
+  else if (j.fault == L2_MENDABLE && rep->mend && !is_shared) {
     rep->nr_mended++;
     tell (rep, j.problem, was);
   }
@@ -104,7 +118,8 @@ correct_entry (struct l2_pass *p, uint64_t cluster, uint64_t *word)
     j.entry = was;
     j.bitmap = bitmap;
   }
-  if (is_active && !(was & ENTRY_COMPRESSED))
+  if (is_active && !(was & ENTRY_COMPRESSED) &&
+      (!is_shared || may_be_entry (rep, &j)))
     j.entry = correct_l2_flag (p, j.entry);
   if (j.entry == was && j.bitmap == bitmap)
     return false;

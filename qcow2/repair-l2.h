@@ -26,14 +26,15 @@ struct l2_repair {
   uint64_t nr_flags;            /* results: changed; */
   uint64_t nr_mended;
   uint64_t nr_missing;          /* flags that are to be set, and are not */
-  uint64_t nr_left;             /* flags that are wrong, in an active L1 table
-                                   that is left alone */
+  uint64_t nr_left;             /* flags that are wrong, in a table that is
+                                   left alone */
   struct qcow2_error *error;
 };
 
 /* Mend entries (if they are to be), clear the flags that must not be set,
- * or (SET) set those that should be.  Tables that lie in other metadata,
- * too, are not mended, and an active L1 table that does is left alone.
+ * or (SET) set those that should be.  L2 tables in which something else lies,
+ * too, are not mended, and of their flags only those of sound entries are
+ * corrected; an active L1 table like that is left alone.
  * Takes what l2_walk takes, and a bit for each cluster.  Returns 0, or a
  * negative errno with the error set.
  */

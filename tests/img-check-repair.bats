@@ -184,6 +184,22 @@ kept ()
     qemu-img check disk.qcow2
 }
 
+@test "data that an L1 entry names as a table stays as it is" {
+    local pattern
+    for pattern in 0xfc 0xc1 0x8f; do
+        rm -f disk.qcow2
+        qemu-img create -q -f qcow2 disk.qcow2 2G
+        qemu-io -f qcow2 -c "write -q -P $pattern 0 64k" disk.qcow2
+        qemu-img snapshot -c one disk.qcow2
+        qemu-img convert -f qcow2 -l one -O raw disk.qcow2 before.raw
+        damage $((0x30008)) 8 $((0x50000))
+        run_img check -r all disk.qcow2
+        [ "$status" -eq 2 ]
+        qemu-img convert -f qcow2 -l one -O raw disk.qcow2 after.raw
+        cmp before.raw after.raw
+    done
+}
+
 @test "clusters that are used twice" {
     for other in 0x30000 0x40000 0x60000; do
         simple_image
