@@ -145,6 +145,34 @@ find_extra_bytes (const struct reader *rd, const struct disk_snapshot *d)
   return claimed;
 }
 
+/* A name of entry D that goes on behind the file is cut: the snapshot is more
+ * than its name.
+ */
+static void
+cut_name (const struct reader *rd, uint32_t index, uint32_t extra_bytes,
+          struct disk_snapshot *d)
+{
+  uint64_t l1_offset = be64toh (d->l1_table_offset), room;
+  uint32_t id_bytes = be16toh (d->id_str_size);
+  uint64_t at = rd->offset + sizeof *d + extra_bytes;
+  char c;
+
+  if (l1_offset == 0 || l1_offset & (layer_cluster_bytes (rd->layer) - 1) ||
+      !is_id (rd, at, id_bytes))
+    return;
+  at += id_bytes;
+  room = rd->file_bytes - at;
+  if (be16toh (d->name_size) <= room)
+    return;
+  /* What is behind an entry is padding. */
+  while (room > 0 &&
+         qcow2_storage_read_meta (rd->layer->file, &c, 1, at + room - 1) == 0 &&
+         c == '\0')
+    room--;
+  d->name_size = htobe16 ((uint16_t) room);
+  tell (rd, "its name is too long", index);
+}
+
 /* Does an entry end behind the file or the table's limit, or is it empty?
  * QEMU gives each snapshot an id.
  */
@@ -209,6 +237,7 @@ read_entry (struct reader *rd, uint32_t index)
   if (r < 0)
     return r;
   extra_bytes = find_extra_bytes (rd, &d);
+  cut_name (rd, index, extra_bytes, &d);
   names_bytes = be16toh (d.id_str_size) + (uint32_t) be16toh (d.name_size);
   bytes += (uint64_t) extra_bytes + names_bytes;
   if (is_overhanging (rd, &d, bytes)) {

@@ -382,6 +382,27 @@ END
     [ "$(xxd -p -s $block -l 2 disk.qcow2)" = 0001 ]
 }
 
+@test "a snapshot's name that goes on behind the file is cut" {
+    simple_image
+    qemu-img snapshot -c one disk.qcow2
+    qemu-img snapshot -l disk.qcow2 > list
+    qemu-io -f qcow2 -c 'write -q -P 7 0 64k' disk.qcow2
+    qemu-img convert -f qcow2 -l one -O raw disk.qcow2 one.raw
+    old=$((0x$(xxd -p -s 64 -l 8 disk.qcow2)))
+    new=$(( ($(stat -c %s disk.qcow2) + 65535) / 65536 * 65536 ))
+    dd if=disk.qcow2 of=table bs=8 skip=$((old / 8)) count=9 status=none
+    dd if=table of=disk.qcow2 bs=8 seek=$((new / 8)) conv=notrunc status=none
+    damage 64 8 $new $((new + 14)) 2 $((256 + 3))
+    run_img check disk.qcow2
+    [ "$status" -eq 2 ]
+    run_img check -r all disk.qcow2
+    [ "$status" -eq 0 ] || fail "$(cat out err)"
+    qemu-img check disk.qcow2
+    qemu-img snapshot -l disk.qcow2 | cmp - list
+    qemu-img convert -f qcow2 -l one -O raw disk.qcow2 now.raw
+    cmp now.raw one.raw
+}
+
 @test "an encryption header stays, though the header says there is none" {
     qemu-img create -q -f qcow2 --object secret,id=s,data=x -o \
         encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 \
