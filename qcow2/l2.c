@@ -346,7 +346,7 @@ read_all (struct writer *w, uint64_t offset, struct l2_entry *entries,
 }
 
 static int
-drop_claimed (struct writer *w, uint32_t l1_index)
+drop_claimed (struct writer *w, uint32_t l1_index, bool gone)
 {
   uint64_t table = w->top->l1.entries[l1_index] & ENTRY_OFFSET_MASK;
   size_t nr = layer_cluster_bytes (w->top) >> w->top->l2_entry_bits, i;
@@ -359,7 +359,9 @@ drop_claimed (struct writer *w, uint32_t l1_index)
   if (!entries)
     return -ENOMEM;
   r = read_all (w, (uint64_t) l1_index << l1_bits (w), entries, nr);
-  if (r == 0)
+  if (r == 0 && gone)
+    w->top->l1.entries[l1_index] = 0;
+  else if (r == 0)
     r = l1_set (&w->l1, l1_index, 0);
   for (i = 0; i < nr && r == 0; ++i)
     l2_unlink (w, &entries[i]);
@@ -371,7 +373,7 @@ drop_claimed (struct writer *w, uint32_t l1_index)
 }
 
 int
-l2_drop_table (struct writer *w, uint32_t l1_index)
+l2_drop_table (struct writer *w, uint32_t l1_index, bool gone)
 {
   struct inflight_stripe *stripe = inflight_stripe (&w->inflight, l1_index);
   uint64_t bytes = UINT64_C (1) << l1_bits (w);
@@ -380,7 +382,7 @@ l2_drop_table (struct writer *w, uint32_t l1_index)
 
   inflight_claim (stripe, &claim, l1_index * bytes, (l1_index + 1) * bytes,
                   bytes);
-  r = drop_claimed (w, l1_index);
+  r = drop_claimed (w, l1_index, gone);
   inflight_release (stripe, &claim);
   return r;
 }

@@ -41,10 +41,11 @@ extern int l2_link (struct writer *w, uint64_t offset, unsigned nr,
                     const struct l2_entry *entries);
 
 /* Take the table out of entry L1_INDEX of the L1 table, and give up all that
- * it names: what it maps is unallocated then.  The caller holds no claim.
- * After an error nothing has changed.
+ * it names: what it maps is unallocated then.  GONE: the L1 table on disk ends
+ * before that entry already, so there is nothing to be written.  The caller
+ * holds no claim.  After an error nothing has changed.
  */
-extern int l2_drop_table (struct writer *w, uint32_t l1_index);
+extern int l2_drop_table (struct writer *w, uint32_t l1_index, bool gone);
 
 /* The entry OLD was replaced by one that doesn't name its host clusters
  * any more: give up that reference.

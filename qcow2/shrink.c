@@ -128,27 +128,19 @@ check_entries (struct writer *w, uint64_t offset, unsigned nr,
 }
 
 static int
-unlink_entries (struct writer *w, uint64_t offset, unsigned nr,
-                const struct l2_entry *entries, void *opaque)
-{
-  unsigned i;
-
-  for (i = 0; i < nr; ++i)
-    l2_unlink (w, &entries[i]);
-  return 0;
-}
-
-static int
 clear_entries (struct writer *w, uint64_t offset, unsigned nr,
                const struct l2_entry *entries, void *opaque)
 {
   static const struct l2_entry nothing[L2_SLICE_ENTRIES];
   bool some = false;
+  unsigned i;
   int r = check_entries (w, offset, nr, entries, &some);
 
   if (r == 0 && some)
     r = l2_link (w, offset, nr, nothing);
-  return r < 0 || !some ? r : unlink_entries (w, offset, nr, entries, NULL);
+  for (i = 0; r == 0 && i < nr; ++i)
+    l2_unlink (w, &entries[i]);
+  return r;
 }
 
 /* From OFFSET on to the end of its L2 table, which keeps its place. */
@@ -167,35 +159,12 @@ clear_rest (struct writer *w, uint64_t offset)
   return r < 0 ? r : for_entries (w, offset, clear_entries, NULL);
 }
 
-/* The L1 entry INDEX, and all that its table maps.  DURABLE: the table on
- * disk does not have it already.
+/* All tables from the L1 entry INDEX on; the L1 table on disk has NR_ON_DISK
+ * entries.  A round commits before it frees, so that nothing is freed which
+ * the disk still names.
  */
 static int
-drop_table (struct writer *w, uint32_t index, bool durable)
-{
-  uint64_t entry = w->top->l1.entries[index];
-  int r;
-
-  if ((entry & ENTRY_OFFSET_MASK) == 0)
-    return 0;
-  r = for_entries (w, (uint64_t) index << l1_bits (w), unlink_entries, NULL);
-  if (r < 0)
-    return r;
-  if (durable)
-    w->top->l1.entries[index] = 0;
-  else
-    r = l1_set (&w->l1, index, 0);
-  if (r == 0)
-    retire_unlinked (&w->retire, (entry & ENTRY_OFFSET_MASK) >>
-                     w->top->header.cluster_bits, 1, RETIRED_TABLE);
-  return r;
-}
-
-/* All tables from the L1 entry INDEX on.  A round commits before it frees, so
- * that nothing is freed which the disk still names.
- */
-static int
-drop_tables (struct writer *w, uint32_t index, bool durable)
+drop_tables (struct writer *w, uint32_t index, uint32_t nr_on_disk)
 {
   uint64_t per_table = UINT64_C (1) << (l1_bits (w) -
                                         w->top->header.cluster_bits);
@@ -205,7 +174,7 @@ drop_tables (struct writer *w, uint32_t index, bool durable)
   for (; r == 0 && index < w->top->l1.nr_entries; ++index) {
     if (w->top->l1.entries[index] == 0)
       continue;
-    r = drop_table (w, index, durable);
+    r = l2_drop_table (w, index, index >= nr_on_disk);
     most += per_table;
     if (r == 0 && most >= MAX_RETIRED) {
       r = do_rounds (w);
@@ -237,7 +206,8 @@ unmap_behind (struct writer *w, uint64_t from)
 {
   int r = is_within_table (w, from) ? clear_rest (w, from) : 0;
 
-  return r < 0 ? r : drop_tables (w, first_dropped (w, from), false);
+  return r < 0 ? r : drop_tables (w, first_dropped (w, from),
+                                  w->top->l1.nr_entries);
 }
 
 /*----- Before -----*/
@@ -394,7 +364,7 @@ give_back (const struct resize *z, uint64_t from)
   int r = is_within_table (w, from) ? clear_rest (w, from) : 0, r2;
 
   if (r == 0)
-    r = drop_tables (w, first_dropped (w, from), true);
+    r = drop_tables (w, first_dropped (w, from), l1_entries_after (z));
   r2 = shorten_table (z);       /* the header has done it already */
   if (r == 0)
     r = r2;

@@ -162,7 +162,7 @@ drop (struct writer *w)
   for (; i < top->l1.nr_entries && r == 0; i = next_table (top, i + 1)) {
     struct epoch_ticket ticket = epoch_enter (&w->image->epoch);
 
-    r = l2_drop_table (w, (uint32_t) i);
+    r = l2_drop_table (w, (uint32_t) i, false);
     epoch_leave (ticket);
   }
   return r;

@@ -60,6 +60,10 @@ const struct resize_case resize_cases[] = {
     "base.qcow2 " QUIET " && " CREATE "-o cluster_size=4k -F qcow2 "
     "-b base.qcow2 " DISK "200k && " IO "'write -P 2 90k 30k' "
     DISK QUIET, 100864, OFF, false },
+  { "to nothing", CREATE "-o cluster_size=512 " DISK "50688 && "
+    IO "'write -P 1 0 50688' " DISK QUIET, 0, OFF, false },
+  { "to nothing, version 2", CREATE "-o compat=0.10 " DISK "300k && "
+    IO "'write -P 1 0 300k' " DISK QUIET, 0, OFF, false },
   { "grown with metadata", CREATE "-o cluster_size=512 " DISK "50688 && "
     IO "'write -P 1 10k 40448' " DISK QUIET,
     150016, QCOW2_PREALLOCATION_METADATA, false },
