@@ -13,7 +13,7 @@
 #include "message.h"
 #include "options.h"
 #include "size.h"
-#include "snapshot-line.h"
+#include "snapshot-list.h"
 
 /* QEMU counts raw disks in sectors. */
 static uint64_t
@@ -261,19 +261,6 @@ print_backing (const struct qcow2_info *info)
 }
 
 static void
-print_snapshots (const struct qcow2_info *info)
-{
-  size_t i;
-
-  if (info->nr_snapshots == 0)
-    return;
-  printf ("Snapshot list:\n");
-  img_snapshot_print_heading ();
-  for (i = 0; i < info->nr_snapshots; ++i)
-    img_snapshot_print (&info->snapshots[i]);
-}
-
-static void
 print_human (const struct qcow2_info *info)
 {
   char size[32];
@@ -296,7 +283,7 @@ print_human (const struct qcow2_info *info)
     printf ("cleanly shut down: no\n");
   if (info->backing_name)
     print_backing (info);
-  print_snapshots (info);
+  img_snapshots_print (info);
   printf ("Format specific information:\n");
   data = describe_format (info);
   img_json_print_human (data, 1);

@@ -152,12 +152,20 @@ img_log (void *writes, enum qcow2_log_level level, const char *text)
 }
 
 const char *
-img_reason (int err)
+img_logged_error (void)
 {
-  const char *reason;
+  const char *text;
 
   pthread_mutex_lock (&lock);
-  reason = first_error[0] != '\0' ? first_error : strerror (err);
+  text = first_error[0] != '\0' ? first_error : NULL;
   pthread_mutex_unlock (&lock);
-  return reason;
+  return text;
+}
+
+const char *
+img_reason (int err)
+{
+  const char *text = img_logged_error ();
+
+  return text ? text : strerror (err);
 }

@@ -40,6 +40,9 @@ extern void img_open_error (const char *filename,
 extern void img_log (void *writes, enum qcow2_log_level level,
                      const char *text);
 
+/* The first error in the log, or NULL; it stays what it is. */
+extern const char *img_logged_error (void);
+
 /* Why the engine's last failed request failed: the first error in the log,
  * else the text of ERR, a positive errno.
  */

@@ -8,16 +8,20 @@
 #include "message.h"
 #include "open-to-write.h"
 
-#define READ_ONLY "the image is served read-only"
+#define READ_ONLY "served read-only"
 
-/* The engine opens what can't be written for reading, and warns. */
+/* The engine opens what can't be written for reading, and warns: that is not
+ * printed.
+ */
 static struct qcow2_error why_not;
 
 static void
-keep_warning (void *opaque, enum qcow2_log_level level, const char *text)
+log_text (void *opaque, enum qcow2_log_level level, const char *text)
 {
-  if (level != QCOW2_LOG_WARNING)
-    img_log (NULL, level, text);
+  static bool writes = true;
+
+  if (level != QCOW2_LOG_WARNING || !strstr (text, READ_ONLY))
+    img_log (&writes, level, text);
   else if (why_not.message[0] == '\0')
     snprintf (why_not.message, sizeof why_not.message, "%s", text);
 }
@@ -26,7 +30,7 @@ keep_warning (void *opaque, enum qcow2_log_level level, const char *text)
 static void
 say_why_not (const char *filename)
 {
-  char *end = strstr (why_not.message, "; " READ_ONLY);
+  char *end = strstr (why_not.message, "; the image is " READ_ONLY);
 
   if (end)
     *end = '\0';
@@ -44,7 +48,7 @@ img_open_to_write (const struct img_options *options, const char *filename,
 
   to_write.engine.writable = true;
   to_write.engine.discard = true;
-  to_write.engine.log = keep_warning;
+  to_write.engine.log = log_text;
   if (img_open (&to_write, filename, options->format, NULL,
                 options->engine.data_file, image) < 0)
     return -1;
@@ -53,8 +57,6 @@ img_open_to_write (const struct img_options *options, const char *filename,
     img_close (image);
     return -1;
   }
-  if (why_not.message[0] != '\0')
-    img_error ("warning: %s", why_not.message);
   return 0;
 }
 

@@ -7,9 +7,9 @@
 
 #include "options.h"
 
-/* Open FILENAME for writing, with its backing files.  That it can't be
- * written, for whatever reason, is an error here.  Reports it and returns
- * -1.
+/* Open FILENAME for writing, with its backing files unless OPTIONS say that
+ * they stay closed.  That it can't be written, for whatever reason, is an
+ * error here.  Reports it and returns -1.
  */
 extern int img_open_to_write (const struct img_options *options,
                               const char *filename, struct img_image *image);

@@ -10,8 +10,9 @@
 
 #include "command.h"
 #include "message.h"
+#include "open-to-write.h"
 #include "options.h"
-#include "snapshot-line.h"
+#include "snapshot-list.h"
 #include "vmstate.h"
 
 enum own_id { LOAD_VMSTATE = 256, SAVE_VMSTATE };
@@ -24,68 +25,7 @@ struct action {
   const char *load, *save;      /* a file for VM state, or NULL */
 };
 
-/*----- Opening -----*/
-
-/* An image that can't be written is opened for reading, with a warning that
- * says why.
- */
-struct opening {
-  bool read_only;
-  bool has_reason;              /* img_reason knows more than an errno */
-  struct qcow2_error why;
-};
-
-static void
-log_text (void *opaque, enum qcow2_log_level level, const char *text)
-{
-  static bool writes = true;
-  struct opening *o = opaque;
-  const char *end = strstr (text, " served read-only");
-
-  o->has_reason |= level == QCOW2_LOG_ERROR;
-  if (level != QCOW2_LOG_WARNING || !end)
-    img_log (&writes, level, text);
-  else if (!o->read_only) {
-    o->read_only = true;
-    end = strstr (text, "; the image is served read-only");
-    snprintf (o->why.message, sizeof o->why.message, "%.*s",
-              end ? (int) (end - text) : (int) strlen (text), text);
-  }
-}
-
-static struct qcow2 *
-open_image (const struct img_options *options, struct opening *o)
-{
-  struct qcow2_options engine = options->engine;
-  struct qcow2 *image = NULL;
-
-  engine.no_backing = true;
-  engine.writable = true;
-  engine.discard = true;
-  engine.log = log_text;
-  engine.opaque = o;
-  if (qcow2_open (options->files[0], &engine, &image, &o->why) == 0 &&
-      !o->read_only)
-    return image;
-  img_open_error (options->files[0], &o->why, NULL);
-  qcow2_close (image);
-  return NULL;
-}
-
 /*----- The actions -----*/
-
-static void
-list (const struct qcow2_info *info)
-{
-  size_t i;
-
-  if (info->nr_snapshots == 0)
-    return;
-  printf ("Snapshot list:\n");
-  img_snapshot_print_heading ();
-  for (i = 0; i < info->nr_snapshots; ++i)
-    img_snapshot_print (&info->snapshots[i]);
-}
 
 static int
 create (struct qcow2 *image, const struct action *action,
@@ -139,29 +79,28 @@ static const struct {
   { 'd', "delete", delete },
 };
 
+/* Backing files don't matter, and stay closed. */
 static int
 change (const struct img_options *options, const struct action *action)
 {
-  struct opening opening = { .read_only = false };
+  struct img_options alone = *options;
   struct qcow2_error error = { "" };
-  struct qcow2 *image = open_image (options, &opening);
+  struct img_image image;
   size_t i = 0;
-  int r, r2;
+  int r;
 
-  if (!image)
+  alone.engine.no_backing = true;
+  if (img_open_to_write (&alone, action->image_name, &image) < 0)
     return EXIT_FAILURE;
   while (actions[i].option != action->option)
     i++;
-  r = actions[i].fn (image, action, &error);
-  r2 = qcow2_close (image);
+  r = actions[i].fn (image.image, action, &error);
   if (r < 0)
     img_error ("Could not %s snapshot '%s': %s", actions[i].verb,
-               action->name,
-               opening.has_reason ? img_reason (-r) : error.message);
-  else if (r2 < 0)
-    img_error ("Could not %s snapshot '%s' completely: %s", actions[i].verb,
-               action->name, img_reason (-r2));
-  return r < 0 || r2 < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+               action->name, img_logged_error () ? img_logged_error () :
+               error.message);
+  return img_close_written (&image, r < 0) < 0 || r < 0 ? EXIT_FAILURE :
+    EXIT_SUCCESS;
 }
 
 /* The image is only read. */
@@ -248,7 +187,7 @@ look (const struct img_options *options, const struct action *action)
     return EXIT_FAILURE;
   }
   if (action->option == 'l')
-    list (info);
+    img_snapshots_print (info);
   else if (action->option && info->external_data) {
     img_error ("Could not %s the snapshots of '%s': an image with an "
                "external data file can't have internal snapshots",

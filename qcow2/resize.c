@@ -53,9 +53,7 @@ static int
 check_size (struct resize *z, bool may_shrink, struct qcow2_error *error)
 {
   const struct layer *top = z->w->top;
-  unsigned bits = header_l1_entry_bits (&top->header);
-  uint64_t entries = (z->new_bytes >> bits) +
-    !!(z->new_bytes & ((UINT64_C (1) << bits) - 1));
+  uint64_t entries = header_disk_l1_entries (&top->header, z->new_bytes);
 
   if (z->new_bytes < z->old_bytes && !may_shrink)
     return qcow2_error_set (error, ENOTSUP,

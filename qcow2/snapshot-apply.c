@@ -72,7 +72,7 @@ static int
 choose_entries (struct application *a)
 {
   const struct snapshot_change *c = &a->c;
-  uint64_t nr = snapshot_l1_entries (c->top, a->size_bytes);
+  uint64_t nr = header_disk_l1_entries (&c->top->header, a->size_bytes);
 
   if (nr > MAX_L1_BYTES / 8)
     return qcow2_error_set (c->error, EFBIG, "the snapshot's disk size "

@@ -67,15 +67,6 @@ snapshot_change_end (struct snapshot_change *c, int r, const char *what)
   return r;
 }
 
-uint64_t
-snapshot_l1_entries (const struct layer *top, uint64_t disk_bytes)
-{
-  unsigned bits = header_l1_entry_bits (&top->header);
-
-  return (disk_bytes >> bits) +
-    !!(disk_bytes & ((UINT64_C (1) << bits) - 1));
-}
-
 /*----- Before the switch -----*/
 
 static uint64_t

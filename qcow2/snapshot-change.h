@@ -60,10 +60,6 @@ extern int snapshot_change_begin (struct snapshot_change *c,
 extern int snapshot_change_end (struct snapshot_change *c, int r,
                                 const char *what);
 
-/* How many L1 entries a disk takes. */
-extern uint64_t snapshot_l1_entries (const struct layer *top,
-                                     uint64_t disk_bytes);
-
 /* Allocate clusters for a table of that kind, put them under guard, and write
  * it, with zeros up to the end of the last one.  Nothing is done for 0 bytes.
  */

@@ -83,7 +83,8 @@ plan (struct creation *cr)
 {
   struct snapshot_change *c = &cr->c;
   const struct l1_table *l1 = &c->top->l1;
-  uint64_t disk = snapshot_l1_entries (c->top, c->top->size_bytes);
+  uint64_t disk = header_disk_l1_entries (&c->top->header,
+                                          c->top->size_bytes);
   int r = check_params (cr);
 
   cr->nr_shared = l1->nr_entries;

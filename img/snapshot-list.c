@@ -7,19 +7,13 @@
 #include <time.h>
 
 #include "size.h"
-#include "snapshot-line.h"
+#include "snapshot-list.h"
 
 #define MAX_NAME_BYTES 65536
 #define FORMAT "%-9s %-16s %8s%20s%13s%11s\n"
 
-void
-img_snapshot_print_heading (void)
-{
-  printf (FORMAT, "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT");
-}
-
-void
-img_snapshot_print (const struct qcow2_snapshot_info *sn)
+static void
+print_line (const struct qcow2_snapshot_info *sn)
 {
   static char id[4 * MAX_NAME_BYTES], name[4 * MAX_NAME_BYTES];
   char size[32], date[64], clock[64], icount[32] = "";
@@ -38,4 +32,17 @@ img_snapshot_print (const struct qcow2_snapshot_info *sn)
   if (sn->icount != QCOW2_NO_ICOUNT)
     snprintf (icount, sizeof icount, "%" PRId64, (int64_t) sn->icount);
   printf (FORMAT, id, name, size, date, clock, icount);
+}
+
+void
+img_snapshots_print (const struct qcow2_info *info)
+{
+  size_t i;
+
+  if (info->nr_snapshots == 0)
+    return;
+  printf ("Snapshot list:\n");
+  printf (FORMAT, "ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT");
+  for (i = 0; i < info->nr_snapshots; ++i)
+    print_line (&info->snapshots[i]);
 }
