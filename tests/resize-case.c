@@ -92,6 +92,17 @@ const struct resize_case resize_cases[] = {
 
 const unsigned nr_resize_cases = sizeof resize_cases / sizeof resize_cases[0];
 
+void
+resize_cases_test (void (*fn) (const struct resize_case *c))
+{
+  const char *only = getenv ("RESIZE_CASE");
+  unsigned i;
+
+  for (i = 0; i < nr_resize_cases; ++i)
+    if (!only || strcmp (only, resize_cases[i].name) == 0)
+      fn (&resize_cases[i]);
+}
+
 static const char *const anywhere[] = { "/" };
 
 static void

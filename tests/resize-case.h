@@ -23,6 +23,11 @@ struct resize_case {
 extern const struct resize_case resize_cases[];
 extern const unsigned nr_resize_cases;
 
+/* Call FN with each case, or with the one that the environment variable
+ * RESIZE_CASE names.
+ */
+extern void resize_cases_test (void (*fn) (const struct resize_case *c));
+
 /* What an image of the case may hold. */
 struct resize_truth {
   const struct resize_case *c;

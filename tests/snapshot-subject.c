@@ -309,3 +309,25 @@ snapshot_check_file (const char *filename, struct snapshot_check *check)
     check->nr_bad++;
   qcow2_close (image);
 }
+
+/*----- All of them -----*/
+
+void
+snapshot_subjects_test (void (*fn) (const struct snapshot_subject *s,
+                                    enum snapshot_operation op))
+{
+  const char *only = getenv ("SNAPSHOT_SUBJECT");
+  unsigned i, op;
+
+  for (i = 0; i < nr_snapshot_subjects; ++i) {
+    const struct snapshot_subject *s = &snapshot_subjects[i];
+
+    if (only && strcmp (only, s->name) != 0)
+      continue;
+    run_command ("rm -rf *; mkdir pristine");
+    snapshot_subject_make (s);
+    run_command ("mv disk.qcow2 pristine/");
+    for (op = 0; op < NR_SNAPSHOT_OPERATIONS; ++op)
+      fn (s, op);
+  }
+}

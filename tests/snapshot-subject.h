@@ -73,4 +73,10 @@ struct snapshot_check {
 extern void snapshot_check_file (const char *filename,
                                  struct snapshot_check *check);
 
+/* Call FN with each subject and each operation, or with the subject alone that
+ * the environment variable SNAPSHOT_SUBJECT names.  The image is in pristine/.
+ */
+extern void snapshot_subjects_test (void (*fn) (const struct snapshot_subject *s,
+                                                enum snapshot_operation op));
+
 #endif /* SNAPSHOT_SUBJECT_H */

@@ -38,19 +38,6 @@ from_environment (const char *name, uint64_t otherwise)
   return value && value[0] ? strtoull (value, NULL, 0) : otherwise;
 }
 
-static uint8_t *
-must_read (const struct write_subject *s, bool snapshot)
-{
-  uint8_t *buf = malloc (s->disk_bytes);
-  struct qcow2_error error;
-
-  if (!buf || subject_read (s, ".", snapshot, buf, &error) < 0) {
-    printf ("Bail out! %s: %s\n", s->name, error.message);
-    exit (1);
-  }
-  return buf;
-}
-
 typedef unsigned run_fn (const struct write_subject *s,
                          struct qcow2_view *view, struct write_log *log,
                          struct guest *guest, uint64_t seed);
@@ -166,10 +153,10 @@ make_run (struct power_run *run, const struct write_subject *s,
   memset (run, 0, sizeof *run);
   run->subject = s;
   subject_make (s, &state);
-  guest_init (&run->guest, must_read (s, false),
+  guest_init (&run->guest, subject_must_read (s, false),
               s->disk_bytes / GUEST_SECTOR);
   if (s->snapshot)
-    run->snapshot = must_read (s, true);
+    run->snapshot = subject_must_read (s, true);
   write_log_init (&run->log);
   for (i = 0; i < s->nr_sessions; ++i)
     if (!run_session (run, requests, seed + i))
@@ -178,7 +165,7 @@ make_run (struct power_run *run, const struct write_subject *s,
 
   guest_index (&run->guest);
   write_classes_init (&run->classes, &run->log);
-  content = must_read (s, false);
+  content = subject_must_read (s, false);
   is_int (guest_check_live (&run->guest, content, &first), 0,
           "%s: all content is right after the end (first wrong sector "
           "%" PRIu64 ")", s->name, first);
@@ -312,7 +299,7 @@ test_close (const char *subject)
   uint8_t *buf;
 
   make_run (&run, find_subject (subject), write_in_place, 1);
-  buf = must_read (run.subject, false);
+  buf = subject_must_read (run.subject, false);
   crash = crash_new (&run.log, &run.classes, MUTANT_NONE, "closed");
   crash_go (crash, run.log.now + 1);
   is_int (crash_build (crash, CRASH_NOTHING, 1), 0,

@@ -236,19 +236,6 @@ test_power (struct subject_state *ss, enum write_mutant mutant)
 
 /*----- Subjects -----*/
 
-static uint8_t *
-must_read (const struct write_subject *s, bool snapshot)
-{
-  uint8_t *buf = malloc (s->disk_bytes);
-  struct qcow2_error error;
-
-  if (!buf || subject_read (s, ".", snapshot, buf, &error) < 0) {
-    printf ("Bail out! %s: %s\n", s->name, error.message);
-    exit (1);
-  }
-  return buf;
-}
-
 static void
 test_subject (const struct write_subject *s)
 {
@@ -260,8 +247,8 @@ test_subject (const struct write_subject *s)
   if (s->nr_before == 0)
     random_writes ("qcow2", SUBJECT_IMAGE, s->disk_bytes, s->max_bytes,
                    s->cluster_bytes, 90, WRITE_ZEROES, &state);
-  ss.content = must_read (s, false);
-  ss.snapshot = s->snapshot ? must_read (s, true) : NULL;
+  ss.content = subject_must_read (s, false);
+  ss.snapshot = s->snapshot ? subject_must_read (s, true) : NULL;
   ss.buf = malloc (s->disk_bytes);
   damage_metadata (SUBJECT_IMAGE, &state, &damage);
   /* So that it has to move. */

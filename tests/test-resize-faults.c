@@ -160,12 +160,7 @@ test_case (const struct resize_case *c)
 int
 main (void)
 {
-  const char *only = getenv ("RESIZE_CASE");
-  unsigned i;
-
   scratch_dir_enter ();
-  for (i = 0; i < nr_resize_cases; ++i)
-    if (!only || strcmp (only, resize_cases[i].name) == 0)
-      test_case (&resize_cases[i]);
+  resize_cases_test (test_case);
   return tap_done ();
 }

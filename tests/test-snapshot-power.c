@@ -222,20 +222,7 @@ test_operation (const struct snapshot_subject *s, enum snapshot_operation op)
 int
 main (void)
 {
-  const char *only = getenv ("SNAPSHOT_SUBJECT");
-  unsigned i, op;
-
   scratch_dir_enter ();
-  for (i = 0; i < nr_snapshot_subjects; ++i) {
-    const struct snapshot_subject *s = &snapshot_subjects[i];
-
-    if (only && strcmp (only, s->name) != 0)
-      continue;
-    run_command ("rm -rf *; mkdir pristine");
-    snapshot_subject_make (s);
-    run_command ("mv disk.qcow2 pristine/");
-    for (op = 0; op < NR_SNAPSHOT_OPERATIONS; ++op)
-      test_operation (s, op);
-  }
+  snapshot_subjects_test (test_operation);
   return tap_done ();
 }

@@ -264,19 +264,6 @@ one_case (struct subject_state *ss, struct faulty *f, uint64_t seed,
 
 /*----- All cases -----*/
 
-static uint8_t *
-must_read (const struct write_subject *s, bool snapshot)
-{
-  uint8_t *buf = malloc (s->disk_bytes);
-  struct qcow2_error error;
-
-  if (!buf || subject_read (s, ".", snapshot, buf, &error) < 0) {
-    printf ("Bail out! %s: %s\n", s->name, error.message);
-    exit (1);
-  }
-  return buf;
-}
-
 static void
 run_cases (struct subject_state *ss, struct tally *t)
 {
@@ -312,8 +299,8 @@ test_subject (const struct write_subject *s)
     ss.s.nr_ops = 30;
   ss.s.nr_before /= 2;
   subject_make (&ss.s, &state);
-  ss.initial = must_read (&ss.s, false);
-  ss.snapshot = s->snapshot ? must_read (&ss.s, true) : NULL;
+  ss.initial = subject_must_read (&ss.s, false);
+  ss.snapshot = s->snapshot ? subject_must_read (&ss.s, true) : NULL;
   ss.buf = malloc (s->disk_bytes);
   run_command ("mkdir pristine && mv *.* pristine/ && cp pristine/* .");
   run_cases (&ss, &t);

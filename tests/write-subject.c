@@ -260,6 +260,19 @@ subject_read (const struct write_subject *s, const char *dir, bool snapshot,
   return r;
 }
 
+uint8_t *
+subject_must_read (const struct write_subject *s, bool snapshot)
+{
+  uint8_t *buf = malloc (s->disk_bytes);
+  struct qcow2_error error = { "out of memory" };
+
+  if (!buf || subject_read (s, ".", snapshot, buf, &error) < 0) {
+    printf ("Bail out! %s: %s\n", s->name, error.message);
+    exit (1);
+  }
+  return buf;
+}
+
 int
 subject_repair (const struct write_subject *s, const char *dir)
 {

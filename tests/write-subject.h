@@ -63,6 +63,10 @@ extern int subject_read (const struct write_subject *s, const char *dir,
                          bool snapshot, uint8_t *buf,
                          struct qcow2_error *error);
 
+/* The same of the image here, malloced; an error ends the test. */
+extern uint8_t *subject_must_read (const struct write_subject *s,
+                                   bool snapshot);
+
 /* Open DIR's image for writing, which repairs it, and close it.  Returns
  * a negative errno; -EROFS: it could not be repaired.
  */
