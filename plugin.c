@@ -204,7 +204,8 @@ plugin_open (int readonly)
   if (!name)
     return NULL;
   if (!readonly && !config.options.writable && !config.snapshot &&
-      config.write_mode == WRITE_AUTO && !atomic_exchange (&warned_readonly, true))
+      config.write_mode == WRITE_AUTO &&
+      !atomic_exchange (&warned_readonly, true))
     nbdkit_error ("warning: %s: nbdkit's command line looked as if no client "
                   "could write, so the image is served read-only; use "
                   "write=on or write=off", config.filename);

@@ -244,8 +244,8 @@ const struct img_command img_snapshot = {
     "  --load-vmstate=FILE   with -c: the snapshot gets the VM state in FILE;\n"
     "                        - is the standard input\n"
     IMG_HELP_QUIET
-    "  -U, --force-share     list or save even if the image is in use; what is\n"
-    "                        read may then be inconsistent\n",
+    "  -U, --force-share     list or save even if the image is in use; what\n"
+    "                        is read may then be inconsistent\n",
   .error_status = EXIT_FAILURE,
   .run = run,
 };

@@ -13,7 +13,8 @@
  * the refcounts on disk, of which check_refcounts has told c->once.  Reads
  * each L2 table once, even if it is named often, and takes what l2_walk does.
  * Flags of bad entries are left out: count_refs has told of them.  Returns
- * 0, or -ENOMEM with the error set; a table that can't be read is a check error.
+ * 0, or -ENOMEM with the error set; a table that can't be read is a check
+ * error.
  */
 extern int check_active (struct check *c);
 

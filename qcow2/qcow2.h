@@ -144,8 +144,8 @@ struct qcow2_options {
 #define QCOW2_DEFAULT_CACHE_BYTES (32u << 20)
 #define QCOW2_DEFAULT_COMPRESSED_CACHE_BYTES (32u << 20)
 
-/* Fill in the defaults: locks on, repair on, nothing allowed but the directory of
- * the image, default cache sizes.
+/* Fill in the defaults: locks on, repair on, nothing allowed but the directory
+ * of the image, default cache sizes.
  */
 extern void qcow2_options_init (struct qcow2_options *options);
 
@@ -498,8 +498,9 @@ extern bool qcow2_view_can_write (const struct qcow2_view *view);
 
 /* These return -EROFS for a view that can't be written.  With FUA, what
  * was done is durable when they return (as if there always were FUA, if
- * the cache mode says so); else after the next qcow2_flush of any view.  After an error the range holds the old or the new
- * content, byte by byte; nothing else has changed.
+ * the cache mode says so); else after the next qcow2_flush of any view.
+ * After an error the range holds the old or the new content, byte by byte;
+ * nothing else has changed.
  */
 extern int qcow2_pwrite (struct qcow2_view *view, const void *buf,
                          size_t count, uint64_t offset, bool fua);
@@ -537,9 +538,9 @@ extern int qcow2_vmstate_pread (struct qcow2_view *view, void *buf,
 /* Write to the VM state of the active layer, of which a snapshot that is
  * created takes as much as it is told; durable as after qcow2_pwrite without
  * FUA.  From any thread, beside other requests, which wait now and then while
- * the L1 table is moved.  Bitmaps stay valid.  If the size of the disk changes, what was written is
- * lost, or somewhere else in the state.  Errors as those of qcow2_pwrite, and
- * -EFBIG: the format's limits.
+ * the L1 table is moved.  Bitmaps stay valid.  If the size of the disk
+ * changes, what was written is lost, or somewhere else in the state.  Errors
+ * as those of qcow2_pwrite, and -EFBIG: the format's limits.
  */
 extern int qcow2_vmstate_pwrite (struct qcow2_view *view, const void *buf,
                                  size_t count, uint64_t offset);
@@ -599,8 +600,8 @@ extern int qcow2_resize (struct qcow2 *image, uint64_t size_bytes,
  * with a warning in the log.
  *
  * Memory: 4 bytes and 2 bits for each cluster of the file (8 bytes for
- * applying and deleting; touched only where something is referenced), 16 bytes for each
- * L2 table, 4 MiB, and the snapshot table.
+ * applying and deleting; touched only where something is referenced), 16
+ * bytes for each L2 table, 4 MiB, and the snapshot table.
  *
  * Errors: -EROFS: not open for writing; -ENOTSUP: with an external data file;
  * -ERANGE: a refcount would not fit in refcount_bits; -EFBIG: too many
@@ -689,8 +690,9 @@ extern void qcow2_create_options_clear (struct qcow2_create_options *options);
 
 /* Set what TEXT says: "name=value,name=value", with qemu-img's names and
  * values; a comma in a value is written twice.  What is said twice counts
- * as said last; after an error some may be set.  -EINVAL: an unknown name or a wrong value; -ENOTSUP:
- * something that QEMU has, and this engine has not; -ENOMEM.
+ * as said last; after an error some may be set.  -EINVAL: an unknown name or a
+ * wrong value; -ENOTSUP: something that QEMU has, and this engine has not;
+ * -ENOMEM.
  */
 extern int qcow2_create_option_parse (struct qcow2_create_options *options,
                                       const char *text,

@@ -374,7 +374,9 @@ writer_views_closed (struct writer *w)
 {
   int r = 0;
 
-  if (!w || !(w->begun || w->begun_beside || (w->dirty && !w->unrepaired)) || committer_state (&w->committer) < 0)
+  if (!w || committer_state (&w->committer) < 0)
+    return;
+  if (!w->begun && !w->begun_beside && (!w->dirty || w->unrepaired))
     return;
   /* Most of the work, retiring too, so that a client that comes meanwhile
    * waits for little; and for nothing, once it is there.

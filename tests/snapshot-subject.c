@@ -313,8 +313,7 @@ snapshot_check_file (const char *filename, struct snapshot_check *check)
 /*----- All of them -----*/
 
 void
-snapshot_subjects_test (void (*fn) (const struct snapshot_subject *s,
-                                    enum snapshot_operation op))
+snapshot_subjects_test (snapshot_test_fn *fn)
 {
   const char *only = getenv ("SNAPSHOT_SUBJECT");
   unsigned i, op;

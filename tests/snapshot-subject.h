@@ -76,7 +76,8 @@ extern void snapshot_check_file (const char *filename,
 /* Call FN with each subject and each operation, or with the subject alone that
  * the environment variable SNAPSHOT_SUBJECT names.  The image is in pristine/.
  */
-extern void snapshot_subjects_test (void (*fn) (const struct snapshot_subject *s,
-                                                enum snapshot_operation op));
+typedef void snapshot_test_fn (const struct snapshot_subject *s,
+                               enum snapshot_operation op);
+extern void snapshot_subjects_test (snapshot_test_fn *fn);
 
 #endif /* SNAPSHOT_SUBJECT_H */

@@ -100,7 +100,8 @@ test_entries (void)
   open_image ();
   table_offset = atomic_load (&image->writer->rc->table)->host_offset;
   fail_table = true;
-  is_int (write_bytes (), -EIO, "entries of the refcount table can't be written");
+  is_int (write_bytes (), -EIO,
+          "entries of the refcount table can't be written");
   is_int (nr_durable, 0, "there was nothing to be durable");
   fail_table = false;
   nr_table_writes = 0;
