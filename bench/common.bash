@@ -17,6 +17,7 @@ cluster_bytes=65536
 area_mib=2048           # allocated, from offset 0
 virtual_mib=8192
 overlays=8
+spare_mib=1024          # of memory, for the programs
 check_gib=1024          # of the disk whose metadata is checked
 
 all_rows=(random-read sequential-read small-cache overlays copy-out
@@ -27,6 +28,7 @@ all_rows=(random-read sequential-read small-cache overlays copy-out
 images=           # directory of the images
 where=            # tmpfs or disk
 scratch=          # directory of sockets, samples and logs
+memory=           # files of this name hold memory (see hold_memory)
 server_pid=
 
 die ()
@@ -48,6 +50,7 @@ say ()
 #   fresh      how $work.qcow2 and $work.raw are made before each measurement
 #              (see make_fresh), or nothing: the images are used as they are
 #   fsync      a flush after so many writes, 0: none
+#   fill_mib   more than what the servers' files grow by
 #   ours_extra, l2_cache   parameters for our server and for qemu-nbd
 #   goal_qemu, goal_raw    least ratios, or "null"
 row_settings ()
@@ -55,7 +58,7 @@ row_settings ()
   tool=fio rw=randread block=4k depth=16 read_mib=$area_mib
   image=plain.qcow2 raw=plain.raw
   ours_extra=() l2_cache='' goal_qemu=null goal_raw=null
-  writable=no writes=0 fresh='' fsync=0
+  writable=no writes=0 fresh='' fsync=0 fill_mib=0
 
   case $1 in
     random-read) goal_qemu=1.6 goal_raw=0.95 ;;
@@ -96,7 +99,7 @@ row_settings ()
     write-after-snapshot) fresh_row snapshot $area_mib 8192 6 null ;;
     copy-in)
       fresh_row empty $virtual_mib 0 1.1 0.95
-      tool=nbdcopy ;;
+      tool=nbdcopy fill_mib=$((area_mib * 5 / 4)) ;;
     check) tool=check image=check.qcow2 raw=check.qcow2 goal_qemu=2 ;;
     *) die "unknown row '$1'; the rows are: ${all_rows[*]}" ;;
   esac
@@ -105,7 +108,7 @@ row_settings ()
 # fresh_row KIND MIB WRITES GOAL_QEMU GOAL_RAW
 fresh_row ()
 {
-  rw=randwrite writable=yes fresh=$1 read_mib=$2 writes=$3
+  rw=randwrite writable=yes fresh=$1 read_mib=$2 writes=$3 fill_mib=1024
   goal_qemu=$4 goal_raw=$5
 }
 
@@ -122,6 +125,7 @@ set_up ()
   trap 'exit 130' INT
   trap 'exit 143' TERM
   local parent=/dev/shm type
+  memory=$(mktemp -u -p "$parent" qcow2-bench.memory.XXXXXX)
   [ "$1" = tmpfs ] || parent=${TMPDIR:-/var/tmp}
   scratch=$(mktemp -d -p "$parent" qcow2-bench.XXXXXX)
   images=$scratch
@@ -143,12 +147,12 @@ set_up ()
   local free_kib
   free_kib=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
   [ "$free_kib" -ge $((9 << 20)) ] || die "needs 9 GiB of free memory"
-  warm_memory "$free_kib"
 }
 
 tear_down ()
 {
   stop_server
+  drop_memory
   [ -z "$scratch" ] || rm -rf -- "$scratch"
   scratch=
 }
@@ -299,15 +303,44 @@ keep_images ()
   done
 }
 
-# warm_memory KIB: touches as much of so much free memory as the images may
-# take.  A virtual machine gets memory from its host when it first uses it,
-# which costs more than the writes that are to be measured.
-warm_memory ()
+# A virtual machine gives memory that has been free for a second or two back to
+# its host, and to get it again costs several times what a write does.  So what
+# a measurement fills is in use until just before.  What else is free is in use
+# as long as the row lasts: nobody can tell which of it the kernel would take.
+#
+#   hold_memory     at the start of a row: leaves room for its images
+#   fill_memory     before a measurement, release_memory when it begins
+#   drop_memory     at the end of a row
+hold_memory ()
 {
-  local mib=$(($1 / 1024 - 1024))
-  head -c "$((mib < 10240 ? mib : 10240))M" /dev/zero \
-    > /dev/shm/qcow2-bench.warm
-  rm -f /dev/shm/qcow2-bench.warm
+  [ "$fill_mib" -gt 0 ] || return 0
+  rm -f "$images"/work.*
+  hold "$memory.rest" $((spare_mib + fill_mib + area_mib * 5 / 4))
+}
+
+fill_memory ()
+{
+  [ "$fill_mib" -eq 0 ] || hold "$memory.fill" $spare_mib
+}
+
+release_memory ()
+{
+  rm -f "$memory.fill"
+}
+
+drop_memory ()
+{
+  [ -z "$memory" ] || rm -f "$memory.fill" "$memory.rest"
+}
+
+# hold FILE MIB: takes all free memory but so much.
+hold ()
+{
+  local mib
+  mib=$(awk '/^MemFree/ { print int ($2 / 1024) }' /proc/meminfo)
+  mib=$((mib - $2))
+  [ $mib -le 0 ] || head -c "${mib}M" /dev/zero > "$1" ||
+    die "cannot take $mib MiB of memory"
 }
 
 # warm_images: reads the row's images into the page cache.
@@ -330,6 +363,7 @@ start_server ()
   [ $writable = yes ] || { qemu+=(-r) nbdkit+=(-r); }
   [ -z "$fresh" ] || local image=work.qcow2 raw=work.raw
   make_fresh "$1"
+  fill_memory
 
   case $1 in
     ours) command=("${nbdkit[@]}" "$BENCH_PLUGIN" file="$images/$image"

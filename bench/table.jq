@@ -4,7 +4,8 @@
 # A ratio is the median of the ratios of the rounds: what disturbs one round
 # disturbs both sides of its ratio.  The range of the rounds is in brackets.
 # With more than one connection, the goal is the ratio with one, less the
-# tolerance.  CPU us: what a request costs ours, qemu and raw.
+# tolerance.  raw/qemu: what the limit allows.  CPU us: what a request costs
+# ours, qemu and raw.
 
 def median: sort | (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2;
 def fixed (n): (pow (10; n) | round) as $p
@@ -15,10 +16,11 @@ def pad ($width): . + (" " * ($width - length) // "");
 
 # In: the samples of one row and number of connections.
 def rates ($server): map (select (.server == $server) | .rate);
-def ratios ($other):
+def ratios ($one; $other):
   group_by (.round)
-  | map (select (any (.server == $other)))
-  | map ((rates ("ours") | first) / (rates ($other) | first));
+  | map (select (any (.server == $one) and any (.server == $other)))
+  | map ((rates ($one) | first) / (rates ($other) | first));
+def ratios ($other): ratios ("ours"; $other);
 def rate_cell ($server):
   rates ($server)
   | if length == 0 then "" else "\(median | round)" end;
@@ -51,6 +53,8 @@ def line ($single):
   | [ "\($head.row), \($head.connections) conn., \($head.unit)",
       ("ours", "qemu", "raw" | . as $server | $line | rate_cell ($server)),
       ($pair[] | .goal as $goal | .ratios | ratio_cell ($goal)),
+      ($line | ratios ("raw"; "qemu")
+       | if length == 0 then "" else median | fixed (2) end),
       ($line | cpu_cell),
       if all ($pair[]; .goal as $goal | .ratios | reached ($goal))
       then "PASS" else "MISS" end ];
@@ -65,7 +69,7 @@ def line ($single):
        | map (line ($single)))
 | add
 | [["row", "ours", "qemu", "raw", "ours/qemu (goal)", "ours/raw (goal)",
-    "CPU us", "result"]] + .
+    "raw/qemu", "CPU us", "result"]] + .
 | (transpose | map (map (length) | max)) as $widths
 | map ([., $widths] | transpose
        | map (. as [$cell, $width] | $cell | pad ($width))
