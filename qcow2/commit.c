@@ -369,7 +369,8 @@ committer_is_clean (struct committer *c)
   bool clean;
 
   pthread_mutex_lock (&c->lock);
-  clean = !c->running && slice_cache_nr_dirty (c->slices) == 0 &&
+  clean = !c->running && state_locked (c) == 0 &&
+    slice_cache_nr_dirty (c->slices) == 0 &&
     (may_leave_refcounts (c) ||
      slice_cache_nr_dirty (c->rc->slices) == 0) && l1_is_clean (c->l1);
   pthread_mutex_unlock (&c->lock);

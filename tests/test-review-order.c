@@ -210,6 +210,39 @@ test_fua_after_link (void)
   is_int (close_image (), 0, "closed");
 }
 
+static int
+fail_flush_once (void)
+{
+  before_flush = NULL;
+  return -EIO;
+}
+
+/* The kernel tells of a write-back error once.  While the FUA write is being
+ * made durable another request's flush is told that it was lost.
+ */
+static int
+flush_that_fails (bool durable)
+{
+  if (!durable)
+    return 0;
+  before_write = NULL;
+  before_flush = fail_flush_once;
+  if (write_bytes ('B', 4 * KiB, 8 * KiB, false) < 0)
+    abort ();
+  is_int (qcow2_flush (view), -EIO, "a flush fails");
+  return 0;
+}
+
+static void
+test_fua_beside_failed_flush (void)
+{
+  make_image ("");
+  before_write = flush_that_fails;
+  is_int (write_bytes ('C', 4 * KiB, 0, true), -EIO,
+          "a FUA write that it may have been about is not answered");
+  is_int (close_image (), -EIO, "nor is the image closed properly");
+}
+
 /*----- Retiring -----*/
 
 /* Dies of the alarm if it hangs. */
@@ -367,6 +400,7 @@ main (void)
 {
   scratch_dir_enter ();
   test_fua_after_link ();
+  test_fua_beside_failed_flush ();
   test_commit_before_unlink ();
   test_failed_durable_write ();
   test_no_room_for_durable_write ();
