@@ -187,12 +187,10 @@ flush (struct committer *c, struct sealed *s)
   int r = 0;
 
   if (s->data && c->layer->external_data)
-    r = qcow2_storage_flush (c->layer->data);
+    r = committer_flush (c, c->layer->data);
   if (r == 0)
-    r = qcow2_storage_flush (c->layer->file);
-  if (r < 0)
-    committer_fail (c, r);
-  else
+    r = committer_flush (c, c->layer->file);
+  if (r == 0)
     s->data = s->refcounts = s->links = false;
   return r;
 }
@@ -223,10 +221,7 @@ write_first (struct committer *c, struct sealed *s, bool links,
 static int
 write_second (struct committer *c, struct sealed *s)
 {
-  /* A durable write that failed meanwhile may have lost what the flush
-   * before was to cover: the kernel tells only one of the two.
-   */
-  int r = committer_state (c);
+  int r = committer_state (c);  /* without a flush before, too */
 
   s->links = true;
   if (r == 0)
@@ -350,6 +345,16 @@ committer_fail (struct committer *c, int err)
                  c->layer->filename, strerror (-err));
   }
   pthread_mutex_unlock (&c->lock);
+}
+
+int
+committer_flush (struct committer *c, struct qcow2_storage *s)
+{
+  int r = qcow2_storage_flush (s);
+
+  if (r < 0)
+    committer_fail (c, r);
+  return r < 0 ? r : committer_state (c);
 }
 
 int

@@ -68,6 +68,12 @@ extern void committer_want_refcounts (struct committer *c);
  */
 extern void committer_fail (struct committer *c, int err);
 
+/* Flush a file of the image.  Of what is lost the kernel tells only one of
+ * those who flush or write durably at a time: so this fails, too, if another
+ * one has failed meanwhile.
+ */
+extern int committer_flush (struct committer *c, struct qcow2_storage *s);
+
 /* Is all metadata on disk, with no commit running, and has no flush or
  * durable write failed?  What was looked up before this call is then durable,
  * and so is what was written durably: had it been lost while another one

@@ -312,13 +312,10 @@ write_growth (const struct growth *g, uint64_t offset)
   fill_area (g, area);
   r = qcow2_storage_write (a->layer->file, area, bytes, offset, false);
   free (area);
+  if (r == 0)
+    r = committer_flush (a->committer, a->layer->file);
   if (r < 0)
     return r;
-  r = qcow2_storage_flush (a->layer->file);
-  if (r < 0) {
-    committer_fail (a->committer, r);
-    return r;
-  }
 
   if (g->table_clusters > 0)
     return switch_table (g);

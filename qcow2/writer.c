@@ -322,10 +322,7 @@ commit_all (struct writer *w)
   /* Refcounts may have been written since the last flush; if they are lost,
    * nobody writes them again.
    */
-  r = qcow2_storage_flush (w->top->file);
-  if (r < 0)
-    committer_fail (&w->committer, r);
-  return r;
+  return committer_flush (&w->committer, w->top->file);
 }
 
 /* Everything is durable.  An image that is corrupt stays as it is. */

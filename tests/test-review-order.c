@@ -243,6 +243,60 @@ test_fua_beside_failed_flush (void)
   is_int (close_image (), -EIO, "nor is the image closed properly");
 }
 
+/*----- Flushes that another one is told of -----*/
+
+static int
+other_was_told (void)
+{
+  before_flush = NULL;
+  committer_fail (&image->writer->committer, -EIO);
+  return 0;
+}
+
+static void
+test_commit_other_was_told (void)
+{
+  make_image ("");
+  worker_stop (image->writer);
+  if (qcow2_trim (view, CLUSTER_BYTES, 0, false) < 0)
+    abort ();
+  before_flush = other_was_told;
+  is_int (qcow2_flush (view), -EIO, "a flush that another one is told of");
+  ok (before_flush == NULL && retire_has_unlinked (&image->writer->retire) &&
+      image->writer->retire.durable.nr == 0, "frees nothing");
+  is_int (close_image (), -EIO, "the image is not closed properly");
+}
+
+static unsigned
+count_refcount_blocks (void)
+{
+  const struct refcount_table *table = atomic_load (&image->writer->rc->table);
+  unsigned nr = 0;
+  uint64_t i;
+
+  for (i = 0; i < table->nr_entries; ++i)
+    nr += table->entries[i] != 0;
+  return nr;
+}
+
+static void
+test_growth_other_was_told (void)
+{
+  uint64_t offset;
+  unsigned nr;
+  int r = 0;
+
+  make_image ("-o cluster_size=512,refcount_bits=64");
+  worker_stop (image->writer);
+  nr = count_refcount_blocks ();
+  before_flush = other_was_told;
+  for (offset = 0; r == 0 && before_flush; offset += 4 * KiB)
+    r = write_bytes ('B', 4 * KiB, CLUSTER_BYTES + offset, false);
+  is_int (r, -EIO, "so with the flush of new refcount blocks");
+  is_int (count_refcount_blocks (), nr, "which no table names");
+  is_int (close_image (), -EIO, "the image is not closed properly");
+}
+
 /*----- Retiring -----*/
 
 /* Dies of the alarm if it hangs. */
@@ -401,6 +455,8 @@ main (void)
   scratch_dir_enter ();
   test_fua_after_link ();
   test_fua_beside_failed_flush ();
+  test_commit_other_was_told ();
+  test_growth_other_was_told ();
   test_commit_before_unlink ();
   test_failed_durable_write ();
   test_no_room_for_durable_write ();
