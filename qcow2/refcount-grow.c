@@ -212,30 +212,60 @@ unguard_area (const struct growth *g, uint64_t offset)
     guard_remove (l, METADATA_REFCOUNT_BLOCK, offset + i * bytes);
 }
 
-/* Write the sector of the table that holds the new entries.
- *
- * If that fails they may be on disk all the same, and name blocks in an
- * area that nobody has.  The next area may be shorter, and guests' data
- * be written where these blocks would be: not before the sector is
- * durable without them.
+/* Write one sector of the table, from entry FIRST on. */
+static int
+write_sector (struct allocator *a, uint64_t first,
+              const uint64_t words[ENTRIES_PER_SECTOR], bool durable)
+{
+  const struct refcount_table *table = atomic_load (&a->rc->table);
+  uint64_t offset = table->host_offset + first * 8;
+  const uint64_t bytes = ENTRIES_PER_SECTOR * 8;
+  int r;
+
+  r = guard_check (a->layer, METADATA_REFCOUNT_TABLE, offset, bytes,
+                   "the refcount table");
+  if (r < 0)
+    return r;
+  r = qcow2_storage_write (a->layer->file, words, bytes, offset, durable);
+  a->entries_unknown = r < 0;
+  a->first_unknown = first;
+  if (r < 0 && durable)
+    committer_fail (a->committer, r);
+  return r;
+}
+
+/* If writing a sector fails its new entries may be on disk all the same, and
+ * name blocks in an area that nobody has.  The next area may be shorter, and
+ * guests' data be written where these blocks would be, or the file end in
+ * front of them: not before the sector is durable without them.
  */
+int
+refcount_settle_entries (struct allocator *a)
+{
+  const struct refcount_table *table = atomic_load (&a->rc->table);
+  uint64_t words[ENTRIES_PER_SECTOR], i;
+  int r;
+
+  if (!a->entries_unknown)
+    return 0;
+  r = committer_state (a->committer);
+  if (r < 0)
+    return r;
+  for (i = 0; i < ENTRIES_PER_SECTOR; ++i)
+    words[i] = htobe64 (table->entries[a->first_unknown + i]);
+  return write_sector (a, a->first_unknown, words, true);
+}
+
+/* Write the sector of the table that holds the new entries. */
 static int
 write_entries (const struct growth *g)
 {
-  struct allocator *a = g->a;
-  bool durable = a->entries_unknown;
   const struct refcounts *rc = g->a->rc;
   const struct refcount_table *table = atomic_load (&rc->table);
   uint64_t first = g->first_entry / ENTRIES_PER_SECTOR * ENTRIES_PER_SECTOR;
   uint64_t words[ENTRIES_PER_SECTOR];
   uint64_t i;
-  int r;
 
-  r = guard_check (a->layer, METADATA_REFCOUNT_TABLE,
-                   table->host_offset + first * 8, sizeof words,
-                   "the refcount table");
-  if (r < 0)
-    return r;
   for (i = 0; i < ENTRIES_PER_SECTOR; ++i) {
     uint64_t block = first + i - g->first_entry;
 
@@ -243,12 +273,7 @@ write_entries (const struct growth *g)
                         (area_first_cluster (g) + block) <<
                         rc->cluster_bits : table->entries[first + i]);
   }
-  r = qcow2_storage_write (a->layer->file, words, sizeof words,
-                           table->host_offset + first * 8, durable);
-  a->entries_unknown = r < 0;
-  if (r < 0 && durable)
-    committer_fail (a->committer, r);
-  return r;
+  return write_sector (g->a, first, words, false);
 }
 
 static void
@@ -291,7 +316,6 @@ switch_table (const struct growth *g)
     return r;
   }
   atomic_store (&rc->table, table);
-  g->a->entries_unknown = false;
   guard_remove_table (g->a->layer, METADATA_REFCOUNT_TABLE,
                       old->host_offset, old->nr_entries * 8);
   retire_now (g->a->retire, old->host_offset >> rc->cluster_bits,
@@ -342,7 +366,9 @@ grow (struct growth *g, uint64_t cluster)
   uint64_t offset;
   int r;
 
-  r = plan (g, cluster);
+  r = refcount_settle_entries (g->a);
+  if (r == 0)
+    r = plan (g, cluster);
   if (r == 0) {
     offset = area_first_cluster (g) << a->rc->cluster_bits;
     r = guard_area (g, offset);

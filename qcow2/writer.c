@@ -288,6 +288,17 @@ cut_tail (struct writer *w)
   return qcow2_storage_truncate (w->top->file, clusters << bits);
 }
 
+static int
+settle_entries (struct writer *w)
+{
+  int r;
+
+  turn_take (&w->turn);
+  r = refcount_settle_entries (&w->alloc);
+  turn_give (&w->turn);
+  return r;
+}
+
 /* Other programs may write to the files as long as nobody is here. */
 static int
 settle (struct writer *w)
@@ -313,6 +324,8 @@ commit_all (struct writer *w)
     r = worker_round (w);
   while (r == 0 && !(retire_is_empty (&w->retire) &&
                      committer_is_clean (&w->committer)));
+  if (r == 0)
+    r = settle_entries (w);
   if (r == 0)
     r = cut_tail (w);
   if (r == 0)
