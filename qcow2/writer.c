@@ -164,8 +164,12 @@ prepare_header (struct writer *w, bool dirty, bool keep_bitmaps)
   turn_take (&w->turn);
   r = header_writer_set_features (w->header, &set, &clear);
   turn_give (&w->turn);
-  if (r == 0)
-    w->dirty = dirty;
+  /* It may be there since before, if clearing it has failed. */
+  if (r == 0 && dirty)
+    w->dirty = true;
+  /* The error may be about the state of a virtual machine, see write.c. */
+  if (r < 0 && r != -ENOSPC && w->begun_beside)
+    committer_fail (&w->committer, r);
   return r;
 }
 
