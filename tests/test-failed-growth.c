@@ -29,7 +29,7 @@ static struct qcow2 *image;
 static struct qcow2_view *view;
 static uint64_t fail_from_bytes = UINT64_MAX;
 static unsigned nr_failed;
-static uint64_t table_offset;   /* of the refcount table's sector to be hooked */
+static uint64_t table_offset;   /* the refcount table's sector to be hooked */
 static bool fail_table;
 static unsigned nr_table_writes, nr_durable;
 

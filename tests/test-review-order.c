@@ -127,6 +127,8 @@ static struct qcow2 *image;
 static struct qcow2_view *view;
 static uint8_t buf[4 * CLUSTER_BYTES];
 
+static size_t cache_bytes;      /* 0: as usual */
+
 static void
 open_image (const char *filename)
 {
@@ -137,6 +139,8 @@ open_image (const char *filename)
   options.writable = true;
   options.lock = false;
   options.wrap = wrap;
+  if (cache_bytes > 0)
+    options.cache_bytes = cache_bytes;
   if (qcow2_open (filename, &options, &image, &error) < 0 ||
       qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
     printf ("# %s\n", error.message);
@@ -406,6 +410,45 @@ test_failed_growth (void)
   is_int (close_image (), -EIO, "and closing");
 }
 
+static bool
+all_are (uint8_t byte, size_t count, uint64_t offset)
+{
+  size_t i;
+
+  if (count > sizeof buf || qcow2_pread (view, buf, count, offset) < 0)
+    return false;
+  for (i = 0; i < count && buf[i] == byte; ++i)
+    continue;
+  return i == count;
+}
+
+/* Nothing can be written any more, and no slot of the cache becomes free. */
+static void
+test_reads_when_all_is_dirty (void)
+{
+  uint64_t offset;
+  int r = 0;
+
+  run_command ("for i in base mid; do qemu-img create -q -f qcow2 "
+               "-o cluster_size=512 $b $i.qcow2 8M; "
+               "b=\"-b $i.qcow2 -F qcow2\"; done; qemu-io -f qcow2 "
+               "-c 'write -q -P 7 4M 256k' base.qcow2");
+  cache_bytes = 8 * KiB;
+  make_image ("-o cluster_size=512 -b mid.qcow2 -F qcow2");
+  cache_bytes = 0;
+  worker_stop (image->writer);
+  before_flush = fail_flush;
+  for (offset = 1024 * KiB; r == 0 && offset < 4096 * KiB; offset += 32 * KiB)
+    r = write_bytes ('B', 512, offset, false);
+  before_flush = NULL;
+  is_int (r, -EIO, "there are no slots after a flush that failed");
+  ok (all_are ('B', 512, 1024 * KiB), "what was written can be read");
+  ok (all_are ('A', CLUSTER_BYTES, 0), "and what was there before");
+  ok (all_are (7, 4 * CLUSTER_BYTES, 4096 * KiB), "in a backing file, too");
+  ok (all_are (0, 4 * CLUSTER_BYTES, 6144 * KiB), "or nowhere");
+  is_int (close_image (), -EIO, "the image is not closed properly");
+}
+
 /*----- Entries -----*/
 
 /* Where an L1 entry lies in an image that qemu-img has just made. */
@@ -462,6 +505,7 @@ main (void)
   test_no_room_for_durable_write ();
   test_room_within_the_file ();
   test_failed_growth ();
+  test_reads_when_all_is_dirty ();
   test_l1_flag_without_table ();
   test_zero_short_compressed ();
   return tap_done ();
