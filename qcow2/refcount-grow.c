@@ -3,10 +3,10 @@
 /* Growing the refcount structures.
  *
  * New refcount blocks, and a larger table where the old one is full, are
- * laid down together in an area at the first cluster that they cover:
+ * laid down together in an area among the clusters that they cover:
  *
  *     | block | block | ... | table ... |
- *     ^ first cluster without a refcount
+ *     ^ the end of the file; on a device the first cluster without a refcount
  *
  * All clusters of the area have their refcounts within the area itself,
  * so nothing else has to be durable for it.  The order is
@@ -43,6 +43,7 @@
 struct growth {
   struct allocator *a;
   uint64_t first_entry;         /* in the table */
+  uint64_t area;                /* its first cluster */
   uint64_t nr_blocks;
   uint64_t table_clusters;      /* of a new table, or 0 */
   uint64_t nr_after;            /* clusters wanted behind the area */
@@ -54,10 +55,11 @@ cluster_bytes (const struct allocator *a)
   return UINT64_C (1) << a->rc->cluster_bits;
 }
 
+/* How many clusters that the area's blocks cover lie in front of it. */
 static uint64_t
-area_first_cluster (const struct growth *g)
+nr_before_area (const struct growth *g)
 {
-  return g->first_entry << g->a->rc->block_bits;
+  return g->area - (g->first_entry << g->a->rc->block_bits);
 }
 
 /* Until where blocks are wanted, as a cluster. */
@@ -130,13 +132,29 @@ plan_blocks (struct growth *g)
 
     if (r < 0)
       return r;
-    if (g->nr_blocks + g->table_clusters + g->nr_after <=
+    if (nr_before_area (g) + g->nr_blocks + g->table_clusters + g->nr_after <=
         g->nr_blocks << g->a->rc->block_bits)
       return 0;
     g->nr_blocks++;
   }
 }
 
+/* Is none of the blocks there? */
+static bool
+all_are_missing (const struct growth *g)
+{
+  const struct refcount_table *table = atomic_load (&g->a->rc->table);
+  uint64_t end = g->first_entry + g->nr_blocks, i;
+
+  for (i = g->first_entry; i < end && i < table->nr_entries; ++i)
+    if (table->entries[i] != 0)
+      return false;
+  return true;
+}
+
+/* Where a block is missing there may be data all the same, if the image is
+ * damaged: a file that can grow is left alone up to CLUSTER.
+ */
 static int
 plan (struct growth *g, uint64_t cluster)
 {
@@ -145,19 +163,19 @@ plan (struct growth *g, uint64_t cluster)
   int r;
 
   g->first_entry = cluster >> a->rc->block_bits;
+  g->area = g->first_entry << a->rc->block_bits;
+  if (qcow2_storage_can_grow (a->layer->file))
+    g->area = cluster;
   g->nr_blocks = count_missing (a, g->first_entry, cluster);
   g->table_clusters = 0;
   r = plan_blocks (g);
   if (r < 0)
     return r;
-  end = area_first_cluster (g) + g->nr_blocks + g->table_clusters +
-    g->nr_after;
-  return end <= a->end ? 0 : -ENOSPC;
+  end = g->area + g->nr_blocks + g->table_clusters + g->nr_after;
+  return end <= a->end && all_are_missing (g) ? 0 : -ENOSPC;
 }
 
-/* Blocks whose first entries are the area's own refcounts, then the new
- * table.
- */
+/* Blocks with the area's own refcounts, then the new table. */
 static void
 fill_area (const struct growth *g, uint64_t *area)
 {
@@ -165,9 +183,9 @@ fill_area (const struct growth *g, uint64_t *area)
   const struct refcount_table *old = atomic_load (&rc->table);
   uint64_t words = cluster_bytes (g->a) / 8;
   uint64_t *table = area + g->nr_blocks * words;
-  uint64_t i;
+  uint64_t first = nr_before_area (g), i;
 
-  for (i = 0; i < g->nr_blocks + g->table_clusters; ++i)
+  for (i = first; i < first + g->nr_blocks + g->table_clusters; ++i)
     refcounts_encode (rc, area + (i >> rc->block_bits) * words,
                       i & ((UINT64_C (1) << rc->block_bits) - 1), 1);
   if (g->table_clusters == 0)
@@ -176,7 +194,7 @@ fill_area (const struct growth *g, uint64_t *area)
     table[i] = htobe64 (old->entries[i]);
   for (i = 0; i < g->nr_blocks; ++i)
     table[g->first_entry + i] =
-      htobe64 ((area_first_cluster (g) + i) << rc->cluster_bits);
+      htobe64 ((g->area + i) << rc->cluster_bits);
 }
 
 /* The table and the blocks of the area, before they are written. */
@@ -270,8 +288,8 @@ write_entries (const struct growth *g)
     uint64_t block = first + i - g->first_entry;
 
     words[i] = htobe64 (block < g->nr_blocks ?
-                        (area_first_cluster (g) + block) <<
-                        rc->cluster_bits : table->entries[first + i]);
+                        (g->area + block) << rc->cluster_bits :
+                        table->entries[first + i]);
   }
   return write_sector (g->a, first, words, false);
 }
@@ -283,7 +301,7 @@ publish_entries (const struct growth *g, struct refcount_table *table)
 
   for (i = 0; i < g->nr_blocks; ++i)
     table->entries[g->first_entry + i] =
-      (area_first_cluster (g) + i) << g->a->rc->cluster_bits;
+      (g->area + i) << g->a->rc->cluster_bits;
 }
 
 /* The header names the new table; the old one is free then. */
@@ -293,8 +311,7 @@ switch_table (const struct growth *g)
   struct refcounts *rc = g->a->rc;
   struct refcount_table *old = atomic_load (&rc->table), *table;
   uint64_t nr = g->table_clusters * cluster_bytes (g->a) / 8, i;
-  uint64_t offset = (area_first_cluster (g) + g->nr_blocks) <<
-    rc->cluster_bits;
+  uint64_t offset = (g->area + g->nr_blocks) << rc->cluster_bits;
   int r;
 
   table = calloc (1, sizeof *table + nr * 8);
@@ -354,8 +371,7 @@ static void
 give_up_area (const struct growth *g, uint64_t offset)
 {
   unguard_area (g, offset);
-  alloc_note_written (g->a, area_first_cluster (g) + g->nr_blocks +
-                      g->table_clusters);
+  alloc_note_written (g->a, g->area + g->nr_blocks + g->table_clusters);
 }
 
 /* With the turn. */
@@ -370,7 +386,7 @@ grow (struct growth *g, uint64_t cluster)
   if (r == 0)
     r = plan (g, cluster);
   if (r == 0) {
-    offset = area_first_cluster (g) << a->rc->cluster_bits;
+    offset = g->area << a->rc->cluster_bits;
     r = guard_area (g, offset);
     if (r == 0 && (r = write_growth (g, offset)) < 0)
       give_up_area (g, offset);
@@ -405,6 +421,6 @@ refcount_grow_run (struct allocator *a, uint64_t cluster, uint64_t nr,
   turn_take (a->turn);
   r = grow (&g, cluster);
   turn_give (a->turn);
-  *first = area_first_cluster (&g) + g.nr_blocks + g.table_clusters;
+  *first = g.area + g.nr_blocks + g.table_clusters;
   return r;
 }

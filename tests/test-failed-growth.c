@@ -4,12 +4,15 @@
  * because of an error, are no zeros: what is allocated in their place
  * later does not let them come to light.  And entries of the refcount table
  * that may be on disk though writing them has failed are made away with
- * before anything can rely on that.
+ * before anything can rely on that.  Nor is anything laid down where, for all
+ * that an image with a missing block says, nothing is.
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "grow-disk.h"
 #include "hooked-storage.h"
@@ -189,6 +192,45 @@ test_area (void)
   close_image ();
 }
 
+/* Refcount block 1, of host offsets from 32 KiB on, is gone. */
+static void
+lose_block (void)
+{
+  int fd = open ("disk.qcow2", O_RDWR | O_CLOEXEC);
+  uint64_t offset, entry;
+
+  if (fd == -1 || pread (fd, &offset, 8, 48) != 8 ||
+      pread (fd, &entry, 8, (off_t) be64toh (offset) + 8) != 8 || entry == 0)
+    abort ();
+  entry = 0;
+  if (pwrite (fd, &entry, 8, (off_t) be64toh (offset) + 8) != 8)
+    abort ();
+  close (fd);
+}
+
+static void
+test_missing_block (void)
+{
+  static uint8_t buf[32 * KiB];
+  unsigned nr_wrong = 0;
+  size_t i;
+
+  run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 "
+               "-o cluster_size=512,refcount_bits=64 disk.qcow2 1M && "
+               "qemu-io -f qcow2 -c 'write -q -P 3 0 32k' disk.qcow2");
+  lose_block ();
+  open_hooked (hooked_pwritev, &image, &view);
+  is_int (qcow2_pwrite (view, buf, sizeof buf, 512 * KiB, false), 0,
+          "written to an image with a missing refcount block");
+  is_int (qcow2_flush (view), 0, "and flushed");
+  is_int (qcow2_pread (view, buf, sizeof buf, 0), 0, "what was there is read");
+  for (i = 0; i < sizeof buf; ++i)
+    nr_wrong += buf[i] != 3;
+  is_int (nr_wrong, 0, "nothing was laid down over it");
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "closed");
+}
+
 int
 main (void)
 {
@@ -197,5 +239,6 @@ main (void)
   test_entries ();
   test_entries_at_rest ();
   test_entries_of_two_sectors ();
+  test_missing_block ();
   return tap_done ();
 }
