@@ -33,8 +33,11 @@ struct allocator {
   struct header_writer *header;
   struct retire *retire;
   struct committer *committer;  /* to be told of failed flushes */
-  bool entries_unknown;         /* those of the refcount table on disk, see
-                                   refcount-grow.c; with the turn */
+  /* A sector of the refcount table may hold anything on disk, the one from
+   * entry FIRST_UNKNOWN on: see refcount-grow.c; with the turn.
+   */
+  bool entries_unknown;
+  uint64_t first_unknown;
 
   /* From here on no cluster ever held anything, and all of it reads as
    * zeros: the end of the file when it was opened.  UINT64_MAX where
@@ -107,6 +110,12 @@ extern void alloc_note_full (struct allocator *a);
  * more after it.  Takes the turn.
  */
 extern int refcount_grow (struct allocator *a, uint64_t cluster);
+
+/* Make sure that the refcount table on disk names no blocks but those that it
+ * is to name.  To be called with the turn, before the place of others may be
+ * used for anything else, or cut off.
+ */
+extern int refcount_settle_entries (struct allocator *a);
 
 /* Make refcount blocks from the one of CLUSTER on, behind which there are
  * none, for NR clusters in a row.  These are free, and begin at *FIRST.

@@ -253,16 +253,15 @@ lookup_answers (const struct chain *chain, uint64_t offset,
   struct slice_ref ref;
   enum answer ask;
   bool valid = false;
-  int r;
 
   if (slice_cache_find (chain->slices, key, &ref)) {
     read_answers (chain, &ref, offset, max_bytes, &ask, run);
     valid = slice_still_valid (&ref);
   }
   if (!valid) {
-    r = pin_answers (chain, key, offset, &ref);
-    if (r < 0)
-      return r;
+    /* No slot can be had. */
+    if (pin_answers (chain, key, offset, &ref) < 0)
+      return walk (chain, offset, max_bytes, run);
     read_answers (chain, &ref, offset, max_bytes, &ask, run);
     slice_unpin (chain->slices, &ref);
   }

@@ -187,12 +187,10 @@ flush (struct committer *c, struct sealed *s)
   int r = 0;
 
   if (s->data && c->layer->external_data)
-    r = qcow2_storage_flush (c->layer->data);
+    r = committer_flush (c, c->layer->data);
   if (r == 0)
-    r = qcow2_storage_flush (c->layer->file);
-  if (r < 0)
-    committer_fail (c, r);
-  else
+    r = committer_flush (c, c->layer->file);
+  if (r == 0)
     s->data = s->refcounts = s->links = false;
   return r;
 }
@@ -223,10 +221,7 @@ write_first (struct committer *c, struct sealed *s, bool links,
 static int
 write_second (struct committer *c, struct sealed *s)
 {
-  /* A durable write that failed meanwhile may have lost what the flush
-   * before was to cover: the kernel tells only one of the two.
-   */
-  int r = committer_state (c);
+  int r = committer_state (c);  /* without a flush before, too */
 
   s->links = true;
   if (r == 0)
@@ -353,6 +348,16 @@ committer_fail (struct committer *c, int err)
 }
 
 int
+committer_flush (struct committer *c, struct qcow2_storage *s)
+{
+  int r = qcow2_storage_flush (s);
+
+  if (r < 0)
+    committer_fail (c, r);
+  return r < 0 ? r : committer_state (c);
+}
+
+int
 committer_state (struct committer *c)
 {
   int r;
@@ -369,7 +374,8 @@ committer_is_clean (struct committer *c)
   bool clean;
 
   pthread_mutex_lock (&c->lock);
-  clean = !c->running && slice_cache_nr_dirty (c->slices) == 0 &&
+  clean = !c->running && state_locked (c) == 0 &&
+    slice_cache_nr_dirty (c->slices) == 0 &&
     (may_leave_refcounts (c) ||
      slice_cache_nr_dirty (c->rc->slices) == 0) && l1_is_clean (c->l1);
   pthread_mutex_unlock (&c->lock);

@@ -68,9 +68,18 @@ extern void committer_want_refcounts (struct committer *c);
  */
 extern void committer_fail (struct committer *c, int err);
 
-/* Is all metadata on disk, with no commit running?  What was looked up
- * before this call is then durable; what is looked up after it need not
- * be.  Lazy refcounts don't count, as long as they may stay in memory.
+/* Flush a file of the image.  Of what is lost the kernel tells only one of
+ * those who flush or write durably at a time: so this fails, too, if another
+ * one has failed meanwhile.
+ */
+extern int committer_flush (struct committer *c, struct qcow2_storage *s);
+
+/* Is all metadata on disk, with no commit running, and has no flush or
+ * durable write failed?  What was looked up before this call is then durable,
+ * and so is what was written durably: had it been lost while another one
+ * flushed, that one would have been told, and would have failed.  What is
+ * looked up after the call need not be durable.  Lazy refcounts don't count,
+ * as long as they may stay in memory.
  */
 extern bool committer_is_clean (struct committer *c);
 

@@ -166,12 +166,7 @@ grow_data_file (const struct resize *g)
   if (r == 0 && (uint64_t) size_bytes < g->new_bytes &&
       (raw || qcow2_storage_can_grow (data)))
     r = qcow2_storage_truncate (data, g->new_bytes);
-  if (r < 0)
-    return r;
-  r = qcow2_storage_flush (data);
-  if (r < 0)
-    committer_fail (&g->w->committer, r);
-  return r;
+  return r < 0 ? r : committer_flush (&g->w->committer, data);
 }
 
 static int

@@ -2,7 +2,8 @@
 
 /* Storage in a regular file or on a block device.
  *
- * A read is one pread, a write one pwrite or pwritev, nothing else.  The
+ * A read is one pread, a write one pwrite or pwritev, nothing else.  Whatever
+ * is made durable is so only if the witness has nothing to tell.  The
  * size is asked of the kernel each time, since devices and files grow
  * while they are open.  lseek is used for SEEK_DATA and SEEK_HOLE alone:
  * it moves the file position, which nothing here reads.
@@ -33,12 +34,14 @@
 
 #include "file-lock.h"
 #include "io-file.h"
+#include "io-witness.h"
 
 struct io_file {
   struct qcow2_storage storage;
   int fd;
   bool is_block_device;
   bool no_flush;
+  struct io_witness witness;    /* none where nothing is made durable */
   /* What zeroing and discarding on a device must be aligned to. */
   uint64_t block_bytes;
   /* What the kernel has refused once is not tried again. */
@@ -191,13 +194,6 @@ io_file_prefetch (struct qcow2_storage *s, uint64_t offset, uint64_t count)
 
 /*----- Writing -----*/
 
-/* Is ERR the kernel's word for "this can't be done here at all"? */
-static bool
-means_unsupported (int err)
-{
-  return err == EOPNOTSUPP || err == ENOSYS || err == ENODEV;
-}
-
 /* One write, durable if the kernel knows how; else *DURABLE is cleared. */
 static ssize_t
 write_some (struct io_file *file, const struct iovec *iov, int iovcnt,
@@ -217,7 +213,8 @@ write_some (struct io_file *file, const struct iovec *iov, int iovcnt,
       r = pwritev (file->fd, iov, iovcnt, (off_t) offset);
     if (r != -1)
       return r;
-    if (*durable && means_unsupported (errno))
+    /* Not ENODEV, which a device gives that is gone. */
+    if (*durable && (errno == EOPNOTSUPP || errno == ENOSYS))
       atomic_store (&file->no_dsync, true);
     else if (errno != EINTR)
       return -errno;
@@ -227,15 +224,26 @@ write_some (struct io_file *file, const struct iovec *iov, int iovcnt,
 static int
 io_file_flush (struct qcow2_storage *s)
 {
-  int r;
+  struct io_file *file = io_file_of (s);
 
-  if (io_file_of (s)->no_flush)
-    return 0;
-  do
-    r = fdatasync (io_file_of (s)->fd);
-  while (r == -1 && errno == EINTR);
+  return file->no_flush ? 0 : io_witness_sync (&file->witness, file->fd);
+}
 
-  return r == -1 ? -errno : 0;
+/* The kernel has no room, for these bytes or for what was written before,
+ * by others too: a durable write, and on network filesystems any, may be told
+ * of that, and nobody else is.  -ENOSPC if it can only be the former.
+ */
+static int
+judge_no_room (struct io_file *file, const struct iovec *iov, int iovcnt,
+               uint64_t offset, bool durable)
+{
+  bool plain = false;
+
+  if (io_witness_ask (&file->witness) < 0)
+    return -EIO;
+  if (!durable || io_witness_is_there (&file->witness))
+    return -ENOSPC;
+  return write_some (file, iov, iovcnt, offset, &plain) > 0 ? -EIO : -ENOSPC;
 }
 
 /* How much of IOV, whose first SKIP bytes are done, makes one write: a
@@ -263,11 +271,13 @@ io_file_pwritev (struct qcow2_storage *s, const struct iovec *iov,
   struct io_file *file = io_file_of (s);
   bool synced = durable && !file->no_flush; /* all of it, by RWF_DSYNC */
   size_t skip = 0;
+  int err;
 
   for (;;) {
     const struct iovec *out;
     struct iovec rest;
     ssize_t r;
+    int n;
 
     while (iovcnt > 0 && skip >= iov->iov_len) {
       skip -= iov->iov_len;
@@ -279,8 +289,10 @@ io_file_pwritev (struct qcow2_storage *s, const struct iovec *iov,
 
     if (offset > INT64_MAX)
       return -EFBIG;
-    r = next_iov (iov, iovcnt, skip, &rest, &out);
-    r = write_some (file, out, (int) r, offset, &synced);
+    n = next_iov (iov, iovcnt, skip, &rest, &out);
+    r = write_some (file, out, n, offset, &synced);
+    if (r == -ENOSPC)
+      return judge_no_room (file, out, n, offset, synced);
     if (r < 0)
       return (int) r;
     if (r == 0)
@@ -288,10 +300,20 @@ io_file_pwritev (struct qcow2_storage *s, const struct iovec *iov,
     offset += (uint64_t) r;
     skip += (size_t) r;
   }
-  return durable && !synced ? io_file_flush (s) : 0;
+  if (!durable)
+    return 0;
+  err = synced ? io_witness_ask (&file->witness) : io_file_flush (s);
+  return err == -ENOSPC ? -EIO : err; /* there was room for these bytes */
 }
 
 /*----- Zeros -----*/
+
+/* Is ERR the kernel's word for "this can't be done here at all"? */
+static bool
+means_unsupported (int err)
+{
+  return err == EOPNOTSUPP || err == ENOSYS || err == ENODEV;
+}
 
 static int
 try_fallocate (struct io_file *file, int mode, uint64_t offset,
@@ -460,6 +482,7 @@ io_file_close (struct qcow2_storage *s)
   struct io_file *file = io_file_of (s);
 
   pthread_mutex_destroy (&file->data_lock);
+  io_witness_destroy (&file->witness);
   close (file->fd);
   free (file);
 }
@@ -567,6 +590,7 @@ qcow2_io_file_new (int fd, const char *filename, unsigned flags,
   if (is_block_device)
     file->block_bytes = device_block_bytes (fd);
   pthread_mutex_init (&file->data_lock, NULL);
+  io_witness_init (&file->witness, fd, writable && !file->no_flush);
   *s = &file->storage;
   return 0;
 

@@ -206,6 +206,28 @@ corrupt (const struct layer *l, uint64_t offset, const char *problem)
   return guard_corrupt (l, "guest offset 0x%" PRIx64 ": %s", offset, problem);
 }
 
+/* Not inlined: few look-ups need a slice on the stack. */
+static int __attribute__ ((__noinline__))
+lookup_pinned (const struct position *p, uint64_t key, struct run *run)
+{
+  struct layer *l = p->layer;
+  struct slice_copy copy;
+  struct slice_ref ref;
+  const char *problem;
+  int r;
+
+  r = slice_cache_pin_or_copy (l->slices, key, read_slice, (void *) p, &copy,
+                               &ref);
+  if (r < 0)
+    return r;
+  do {
+    slice_restart (&ref);
+    problem = decode_run (p, &ref, run);
+  } while (!slice_still_valid (&ref));
+  slice_unpin_or_forget (l->slices, &copy, &ref);
+  return problem ? corrupt (l, p->offset, problem) : 0;
+}
+
 static int
 lookup_in_slice (const struct position *p, struct run *run)
 {
@@ -213,23 +235,13 @@ lookup_in_slice (const struct position *p, struct run *run)
   uint64_t key = (uint64_t) l->index << 56 | p->slice_host_offset;
   struct slice_ref ref;
   const char *problem;
-  int r;
 
   if (slice_cache_find (l->slices, key, &ref)) {
     problem = decode_run (p, &ref, run);
     if (slice_still_valid (&ref))
       return problem ? corrupt (l, p->offset, problem) : 0;
   }
-
-  r = slice_cache_pin (l->slices, key, read_slice, (void *) p, &ref);
-  if (r < 0)
-    return r;
-  do {
-    slice_restart (&ref);
-    problem = decode_run (p, &ref, run);
-  } while (!slice_still_valid (&ref));
-  slice_unpin (l->slices, &ref);
-  return problem ? corrupt (l, p->offset, problem) : 0;
+  return lookup_pinned (p, key, run);
 }
 
 /* What is left of the part of the disk that one L1 entry covers. */

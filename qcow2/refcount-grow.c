@@ -3,10 +3,10 @@
 /* Growing the refcount structures.
  *
  * New refcount blocks, and a larger table where the old one is full, are
- * laid down together in an area at the first cluster that they cover:
+ * laid down together in an area among the clusters that they cover:
  *
  *     | block | block | ... | table ... |
- *     ^ first cluster without a refcount
+ *     ^ the end of the file; on a device the first cluster without a refcount
  *
  * All clusters of the area have their refcounts within the area itself,
  * so nothing else has to be durable for it.  The order is
@@ -43,6 +43,7 @@
 struct growth {
   struct allocator *a;
   uint64_t first_entry;         /* in the table */
+  uint64_t area;                /* its first cluster */
   uint64_t nr_blocks;
   uint64_t table_clusters;      /* of a new table, or 0 */
   uint64_t nr_after;            /* clusters wanted behind the area */
@@ -54,10 +55,11 @@ cluster_bytes (const struct allocator *a)
   return UINT64_C (1) << a->rc->cluster_bits;
 }
 
+/* How many clusters that the area's blocks cover lie in front of it. */
 static uint64_t
-area_first_cluster (const struct growth *g)
+nr_before_area (const struct growth *g)
 {
-  return g->first_entry << g->a->rc->block_bits;
+  return g->area - (g->first_entry << g->a->rc->block_bits);
 }
 
 /* Until where blocks are wanted, as a cluster. */
@@ -130,13 +132,29 @@ plan_blocks (struct growth *g)
 
     if (r < 0)
       return r;
-    if (g->nr_blocks + g->table_clusters + g->nr_after <=
+    if (nr_before_area (g) + g->nr_blocks + g->table_clusters + g->nr_after <=
         g->nr_blocks << g->a->rc->block_bits)
       return 0;
     g->nr_blocks++;
   }
 }
 
+/* Is none of the blocks there? */
+static bool
+all_are_missing (const struct growth *g)
+{
+  const struct refcount_table *table = atomic_load (&g->a->rc->table);
+  uint64_t end = g->first_entry + g->nr_blocks, i;
+
+  for (i = g->first_entry; i < end && i < table->nr_entries; ++i)
+    if (table->entries[i] != 0)
+      return false;
+  return true;
+}
+
+/* Where a block is missing there may be data all the same, if the image is
+ * damaged: a file that can grow is left alone up to CLUSTER.
+ */
 static int
 plan (struct growth *g, uint64_t cluster)
 {
@@ -145,19 +163,19 @@ plan (struct growth *g, uint64_t cluster)
   int r;
 
   g->first_entry = cluster >> a->rc->block_bits;
+  g->area = g->first_entry << a->rc->block_bits;
+  if (qcow2_storage_can_grow (a->layer->file))
+    g->area = cluster;
   g->nr_blocks = count_missing (a, g->first_entry, cluster);
   g->table_clusters = 0;
   r = plan_blocks (g);
   if (r < 0)
     return r;
-  end = area_first_cluster (g) + g->nr_blocks + g->table_clusters +
-    g->nr_after;
-  return end <= a->end ? 0 : -ENOSPC;
+  end = g->area + g->nr_blocks + g->table_clusters + g->nr_after;
+  return end <= a->end && all_are_missing (g) ? 0 : -ENOSPC;
 }
 
-/* Blocks whose first entries are the area's own refcounts, then the new
- * table.
- */
+/* Blocks with the area's own refcounts, then the new table. */
 static void
 fill_area (const struct growth *g, uint64_t *area)
 {
@@ -165,9 +183,9 @@ fill_area (const struct growth *g, uint64_t *area)
   const struct refcount_table *old = atomic_load (&rc->table);
   uint64_t words = cluster_bytes (g->a) / 8;
   uint64_t *table = area + g->nr_blocks * words;
-  uint64_t i;
+  uint64_t first = nr_before_area (g), i;
 
-  for (i = 0; i < g->nr_blocks + g->table_clusters; ++i)
+  for (i = first; i < first + g->nr_blocks + g->table_clusters; ++i)
     refcounts_encode (rc, area + (i >> rc->block_bits) * words,
                       i & ((UINT64_C (1) << rc->block_bits) - 1), 1);
   if (g->table_clusters == 0)
@@ -176,7 +194,7 @@ fill_area (const struct growth *g, uint64_t *area)
     table[i] = htobe64 (old->entries[i]);
   for (i = 0; i < g->nr_blocks; ++i)
     table[g->first_entry + i] =
-      htobe64 ((area_first_cluster (g) + i) << rc->cluster_bits);
+      htobe64 ((g->area + i) << rc->cluster_bits);
 }
 
 /* The table and the blocks of the area, before they are written. */
@@ -212,43 +230,68 @@ unguard_area (const struct growth *g, uint64_t offset)
     guard_remove (l, METADATA_REFCOUNT_BLOCK, offset + i * bytes);
 }
 
-/* Write the sector of the table that holds the new entries.
- *
- * If that fails they may be on disk all the same, and name blocks in an
- * area that nobody has.  The next area may be shorter, and guests' data
- * be written where these blocks would be: not before the sector is
- * durable without them.
+/* Write one sector of the table, from entry FIRST on. */
+static int
+write_sector (struct allocator *a, uint64_t first,
+              const uint64_t words[ENTRIES_PER_SECTOR], bool durable)
+{
+  const struct refcount_table *table = atomic_load (&a->rc->table);
+  uint64_t offset = table->host_offset + first * 8;
+  const uint64_t bytes = ENTRIES_PER_SECTOR * 8;
+  int r;
+
+  r = guard_check (a->layer, METADATA_REFCOUNT_TABLE, offset, bytes,
+                   "the refcount table");
+  if (r < 0)
+    return r;
+  r = qcow2_storage_write (a->layer->file, words, bytes, offset, durable);
+  a->entries_unknown = r < 0;
+  a->first_unknown = first;
+  if (r < 0 && durable)
+    committer_fail (a->committer, r);
+  return r;
+}
+
+/* If writing a sector fails its new entries may be on disk all the same, and
+ * name blocks in an area that nobody has.  The next area may be shorter, and
+ * guests' data be written where these blocks would be, or the file end in
+ * front of them: not before the sector is durable without them.
  */
+int
+refcount_settle_entries (struct allocator *a)
+{
+  const struct refcount_table *table = atomic_load (&a->rc->table);
+  uint64_t words[ENTRIES_PER_SECTOR], i;
+  int r;
+
+  if (!a->entries_unknown)
+    return 0;
+  r = committer_state (a->committer);
+  if (r < 0)
+    return r;
+  for (i = 0; i < ENTRIES_PER_SECTOR; ++i)
+    words[i] = htobe64 (table->entries[a->first_unknown + i]);
+  return write_sector (a, a->first_unknown, words, true);
+}
+
+/* Write the sector of the table that holds the new entries. */
 static int
 write_entries (const struct growth *g)
 {
-  struct allocator *a = g->a;
-  bool durable = a->entries_unknown;
   const struct refcounts *rc = g->a->rc;
   const struct refcount_table *table = atomic_load (&rc->table);
   uint64_t first = g->first_entry / ENTRIES_PER_SECTOR * ENTRIES_PER_SECTOR;
   uint64_t words[ENTRIES_PER_SECTOR];
   uint64_t i;
-  int r;
 
-  r = guard_check (a->layer, METADATA_REFCOUNT_TABLE,
-                   table->host_offset + first * 8, sizeof words,
-                   "the refcount table");
-  if (r < 0)
-    return r;
   for (i = 0; i < ENTRIES_PER_SECTOR; ++i) {
     uint64_t block = first + i - g->first_entry;
 
     words[i] = htobe64 (block < g->nr_blocks ?
-                        (area_first_cluster (g) + block) <<
-                        rc->cluster_bits : table->entries[first + i]);
+                        (g->area + block) << rc->cluster_bits :
+                        table->entries[first + i]);
   }
-  r = qcow2_storage_write (a->layer->file, words, sizeof words,
-                           table->host_offset + first * 8, durable);
-  a->entries_unknown = r < 0;
-  if (r < 0 && durable)
-    committer_fail (a->committer, r);
-  return r;
+  return write_sector (g->a, first, words, false);
 }
 
 static void
@@ -258,7 +301,7 @@ publish_entries (const struct growth *g, struct refcount_table *table)
 
   for (i = 0; i < g->nr_blocks; ++i)
     table->entries[g->first_entry + i] =
-      (area_first_cluster (g) + i) << g->a->rc->cluster_bits;
+      (g->area + i) << g->a->rc->cluster_bits;
 }
 
 /* The header names the new table; the old one is free then. */
@@ -268,8 +311,7 @@ switch_table (const struct growth *g)
   struct refcounts *rc = g->a->rc;
   struct refcount_table *old = atomic_load (&rc->table), *table;
   uint64_t nr = g->table_clusters * cluster_bytes (g->a) / 8, i;
-  uint64_t offset = (area_first_cluster (g) + g->nr_blocks) <<
-    rc->cluster_bits;
+  uint64_t offset = (g->area + g->nr_blocks) << rc->cluster_bits;
   int r;
 
   table = calloc (1, sizeof *table + nr * 8);
@@ -291,7 +333,6 @@ switch_table (const struct growth *g)
     return r;
   }
   atomic_store (&rc->table, table);
-  g->a->entries_unknown = false;
   guard_remove_table (g->a->layer, METADATA_REFCOUNT_TABLE,
                       old->host_offset, old->nr_entries * 8);
   retire_now (g->a->retire, old->host_offset >> rc->cluster_bits,
@@ -312,13 +353,10 @@ write_growth (const struct growth *g, uint64_t offset)
   fill_area (g, area);
   r = qcow2_storage_write (a->layer->file, area, bytes, offset, false);
   free (area);
+  if (r == 0)
+    r = committer_flush (a->committer, a->layer->file);
   if (r < 0)
     return r;
-  r = qcow2_storage_flush (a->layer->file);
-  if (r < 0) {
-    committer_fail (a->committer, r);
-    return r;
-  }
 
   if (g->table_clusters > 0)
     return switch_table (g);
@@ -333,8 +371,7 @@ static void
 give_up_area (const struct growth *g, uint64_t offset)
 {
   unguard_area (g, offset);
-  alloc_note_written (g->a, area_first_cluster (g) + g->nr_blocks +
-                      g->table_clusters);
+  alloc_note_written (g->a, g->area + g->nr_blocks + g->table_clusters);
 }
 
 /* With the turn. */
@@ -345,9 +382,11 @@ grow (struct growth *g, uint64_t cluster)
   uint64_t offset;
   int r;
 
-  r = plan (g, cluster);
+  r = refcount_settle_entries (g->a);
+  if (r == 0)
+    r = plan (g, cluster);
   if (r == 0) {
-    offset = area_first_cluster (g) << a->rc->cluster_bits;
+    offset = g->area << a->rc->cluster_bits;
     r = guard_area (g, offset);
     if (r == 0 && (r = write_growth (g, offset)) < 0)
       give_up_area (g, offset);
@@ -382,6 +421,6 @@ refcount_grow_run (struct allocator *a, uint64_t cluster, uint64_t nr,
   turn_take (a->turn);
   r = grow (&g, cluster);
   turn_give (a->turn);
-  *first = area_first_cluster (&g) + g.nr_blocks + g.table_clusters;
+  *first = g.area + g.nr_blocks + g.table_clusters;
   return r;
 }

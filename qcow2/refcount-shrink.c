@@ -6,6 +6,7 @@
  * the file can't be cut below it.  From the last one down those go that count
  * nothing but themselves, and each other.  Their entries are in one sector of
  * the refcount table, which is written durably; only then is their place free.
+ * If that fails, nothing is written any more.
  */
 
 #include <errno.h>
@@ -112,7 +113,6 @@ write_entries (const struct dropping *d)
     words[i] = sector + i < d->first ?
       htobe64 (d->table->entries[sector + i]) : 0;
   r = qcow2_storage_write (a->layer->file, words, sizeof words, offset, true);
-  a->entries_unknown = r < 0;
   if (r < 0)
     committer_fail (a->committer, r);
   return r;
@@ -152,7 +152,9 @@ refcount_drop_blocks (struct allocator *a, bool *some)
   *some = false;
   turn_take (a->turn);
   d.table = atomic_load (&a->rc->table);
-  r = find (&d);
+  r = refcount_settle_entries (a);
+  if (r == 0)
+    r = find (&d);
   if (r == 0 && d.first < d.end) {
     r = write_entries (&d);
     if (r == 0) {

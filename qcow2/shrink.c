@@ -338,9 +338,7 @@ cut_data_file (const struct resize *z)
   if (size_bytes < 0 || (uint64_t) size_bytes <= z->new_bytes)
     return size_bytes < 0 ? (int) size_bytes : 0;
   r = qcow2_storage_truncate (data, z->new_bytes);
-  if (r == 0 && (r = qcow2_storage_flush (data)) < 0)
-    committer_fail (&w->committer, r);
-  return r;
+  return r < 0 ? r : committer_flush (&w->committer, data);
 }
 
 static int

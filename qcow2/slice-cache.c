@@ -356,6 +356,20 @@ load (struct slice_cache *cache, uint32_t slot, uint64_t key,
   return r;
 }
 
+static int
+pin_claimed (struct slice_cache *cache, uint32_t slot, uint64_t key,
+             bool cached, slice_fill_fn *fill, void *opaque,
+             struct slice_ref *ref)
+{
+  int r = cached ? 0 : load (cache, slot, key, fill, opaque);
+
+  if (r < 0)
+    return r;
+  set_ref (cache, slot, 0, ref);
+  slice_restart (ref);
+  return 0;
+}
+
 int
 slice_cache_pin (struct slice_cache *cache, uint64_t key,
                  slice_fill_fn *fill, void *opaque, struct slice_ref *ref)
@@ -364,13 +378,7 @@ slice_cache_pin (struct slice_cache *cache, uint64_t key,
   bool cached;
   int r = claim (cache, key, &slot, &cached);
 
-  if (r == 0 && !cached)
-    r = load (cache, slot, key, fill, opaque);
-  if (r < 0)
-    return r;
-  set_ref (cache, slot, 0, ref);
-  slice_restart (ref);
-  return 0;
+  return r < 0 ? r : pin_claimed (cache, slot, key, cached, fill, opaque, ref);
 }
 
 void
@@ -436,4 +444,80 @@ slice_cache_get_stats (struct slice_cache *cache,
   stats->nr_slots = cache->nr_slots;
   stats->nr_slots_touched = cache->nr_touched;
   pthread_mutex_unlock (&cache->lock);
+}
+
+/*----- Without a slot -----*/
+
+/* A slice that is not cached is neither dirty nor sealed, so the storage has
+ * it as it is; and it stays so as long as nobody loads it.
+ */
+static bool
+begin_copy (struct slice_cache *cache, uint64_t key, uint64_t *nr_loads)
+{
+  bool cached;
+
+  pthread_mutex_lock (&cache->lock);
+  cached = find_locked (cache, key) != NO_SLOT;
+  *nr_loads = cache->nr_loads;
+  pthread_mutex_unlock (&cache->lock);
+  return !cached;
+}
+
+static bool
+end_copy (struct slice_cache *cache, uint64_t nr_loads)
+{
+  bool valid;
+
+  pthread_mutex_lock (&cache->lock);
+  valid = cache->nr_loads == nr_loads;
+  pthread_mutex_unlock (&cache->lock);
+  return valid;
+}
+
+static void
+copy_words (struct slice_cache *cache, const uint64_t *buf,
+            struct slice_copy *copy, struct slice_ref *ref)
+{
+  size_t i;
+
+  memset (&copy->slot, 0, sizeof copy->slot);
+  for (i = 0; i < cache->slice_bytes / sizeof (uint64_t); ++i)
+    atomic_init (&copy->words[i], buf[i]);
+  ref->slot = &copy->slot;
+  ref->words = copy->words;
+  ref->seq = 0;
+}
+
+int
+slice_cache_pin_or_copy (struct slice_cache *cache, uint64_t key,
+                         slice_fill_fn *fill, void *opaque,
+                         struct slice_copy *copy, struct slice_ref *ref)
+{
+  uint64_t buf[SLICE_MAX_BYTES / sizeof (uint64_t)];
+  uint64_t nr_loads;
+  uint32_t slot;
+  bool cached;
+
+  for (;;) {
+    int r = claim (cache, key, &slot, &cached);
+
+    if (r == 0)
+      return pin_claimed (cache, slot, key, cached, fill, opaque, ref);
+    if (!begin_copy (cache, key, &nr_loads))
+      continue;
+    r = fill (opaque, key, buf);
+    if (!end_copy (cache, nr_loads))
+      continue;
+    if (r == 0)
+      copy_words (cache, buf, copy, ref);
+    return r;
+  }
+}
+
+void
+slice_unpin_or_forget (struct slice_cache *cache, struct slice_copy *copy,
+                       struct slice_ref *ref)
+{
+  if (ref->slot != &copy->slot)
+    slice_unpin (cache, ref);
 }

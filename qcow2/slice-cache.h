@@ -31,6 +31,8 @@
 
 struct slice_cache;
 
+#define SLICE_MAX_BYTES 4096
+
 /* The sequence count is odd while a slot changes hands. */
 struct slice_slot {
   _Atomic uint64_t key;
@@ -52,9 +54,9 @@ struct slice_ref {
 };
 
 /* Fill BUF with the slice of KEY.  Called without locks, by one thread
- * for a key at a time; it must not pin a slice.  Returns 0 or a negative
- * errno; nothing is kept then, and others who wait for the slice try
- * themselves.
+ * for a key at a time, if not for a copy; it must not pin a slice.  Returns
+ * 0 or a negative errno; nothing is kept then, and others who wait for the
+ * slice try themselves.
  */
 typedef int slice_fill_fn (void *opaque, uint64_t key, uint64_t *buf);
 
@@ -65,8 +67,6 @@ typedef int slice_fill_fn (void *opaque, uint64_t key, uint64_t *buf);
 extern struct slice_cache *slice_cache_new (size_t budget_bytes,
                                             size_t slice_bytes);
 extern void slice_cache_free (struct slice_cache *cache);
-
-#define SLICE_MAX_BYTES 4096
 
 /* Find a slice without waiting.  False on a miss. */
 extern bool slice_cache_find (struct slice_cache *cache, uint64_t key,
@@ -80,6 +80,24 @@ extern int slice_cache_pin (struct slice_cache *cache, uint64_t key,
                             slice_fill_fn *fill, void *opaque,
                             struct slice_ref *ref);
 extern void slice_unpin (struct slice_cache *cache, struct slice_ref *ref);
+
+/* A slice that has no slot. */
+struct slice_copy {
+  struct slice_slot slot;
+  _Atomic uint64_t words[SLICE_MAX_BYTES / sizeof (uint64_t)];
+};
+
+/* The same for those who only read.  Where all slots are dirty and can't be
+ * written, the slice is read into COPY, which REF is good for then: what was
+ * written can still be read after writing has ended.
+ */
+extern int slice_cache_pin_or_copy (struct slice_cache *cache, uint64_t key,
+                                    slice_fill_fn *fill, void *opaque,
+                                    struct slice_copy *copy,
+                                    struct slice_ref *ref);
+extern void slice_unpin_or_forget (struct slice_cache *cache,
+                                   struct slice_copy *copy,
+                                   struct slice_ref *ref);
 
 /* Word INDEX of the slice, in host order.  The acquire load keeps the
  * check of slice_still_valid behind it.

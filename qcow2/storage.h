@@ -53,7 +53,9 @@ struct qcow2_storage_ops {
 
   /* Write all of IOV at OFFSET, growing the storage where it can grow.
    * With DURABLE, the bytes written are on stable storage when this
-   * returns (as after flush).
+   * returns (as after flush).  -ENOSPC means that there is no room for
+   * them, and nothing else; after another error of a durable write what
+   * others wrote since the last flush may be lost, too.
    */
   int (*pwritev) (struct qcow2_storage *s, const struct iovec *iov,
                   int iovcnt, uint64_t offset, bool durable);

@@ -386,18 +386,14 @@ write_piece (struct writer *w, struct epoch_ticket ticket, const void *buf,
 }
 
 /* A durable write that failed may have taken with it what others wrote
- * before and count on the next flush for.  Lack of room for these bytes
- * alone is told from that by writing them in the ordinary way.
+ * before and count on the next flush for; not for lack of room (storage.h).
  */
 static int
 write_durably (struct writer *w, const struct iovec *iov, uint64_t host)
 {
   int r = qcow2_storage_writev (w->top->data, iov, 1, host, true);
 
-  if (r == -ENOSPC &&
-      qcow2_storage_writev (w->top->data, iov, 1, host, false) == -ENOSPC)
-    return r;
-  if (r < 0)
+  if (r < 0 && r != -ENOSPC)
     committer_fail (&w->committer, r);
   return r;
 }

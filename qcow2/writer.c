@@ -164,8 +164,12 @@ prepare_header (struct writer *w, bool dirty, bool keep_bitmaps)
   turn_take (&w->turn);
   r = header_writer_set_features (w->header, &set, &clear);
   turn_give (&w->turn);
-  if (r == 0)
-    w->dirty = dirty;
+  /* It may be there since before, if clearing it has failed. */
+  if (r == 0 && dirty)
+    w->dirty = true;
+  /* The error may be about the state of a virtual machine, see write.c. */
+  if (r < 0 && r != -ENOSPC && w->begun_beside)
+    committer_fail (&w->committer, r);
   return r;
 }
 
@@ -288,6 +292,17 @@ cut_tail (struct writer *w)
   return qcow2_storage_truncate (w->top->file, clusters << bits);
 }
 
+static int
+settle_entries (struct writer *w)
+{
+  int r;
+
+  turn_take (&w->turn);
+  r = refcount_settle_entries (&w->alloc);
+  turn_give (&w->turn);
+  return r;
+}
+
 /* Other programs may write to the files as long as nobody is here. */
 static int
 settle (struct writer *w)
@@ -314,6 +329,8 @@ commit_all (struct writer *w)
   while (r == 0 && !(retire_is_empty (&w->retire) &&
                      committer_is_clean (&w->committer)));
   if (r == 0)
+    r = settle_entries (w);
+  if (r == 0)
     r = cut_tail (w);
   if (r == 0)
     r = settle (w);
@@ -322,10 +339,7 @@ commit_all (struct writer *w)
   /* Refcounts may have been written since the last flush; if they are lost,
    * nobody writes them again.
    */
-  r = qcow2_storage_flush (w->top->file);
-  if (r < 0)
-    committer_fail (&w->committer, r);
-  return r;
+  return committer_flush (&w->committer, w->top->file);
 }
 
 /* Everything is durable.  An image that is corrupt stays as it is. */

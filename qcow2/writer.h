@@ -39,7 +39,7 @@ struct writer {
                                    with the gate closed */
   _Atomic bool begun_beside;    /* ... of what is no part of the disk: bitmaps
                                    may still be valid; cleared likewise */
-  _Atomic bool dirty;           /* it has the dirty bit: changed likewise */
+  _Atomic bool dirty;           /* it may have the dirty bit; likewise */
   bool unrepaired;              /* and keeps it, for the next that opens the
                                    image: gate closed */
 

@@ -101,14 +101,15 @@ make_disk ()
     qemu-io -f qcow2 -c 'write -q -P 1 0 1M' -c 'write -q -P 2 4M 2M' disk.qcow2
 }
 
-# open_flags NAME: the flags with which the server has the file open.
+# open_flags NAME: the flags with which the server has the file open, and
+# writes to it if it may; it may have it open for reading besides.
 open_flags ()
 {
     local fd
     for fd in "/proc/$server_pid/fd/"*; do
         [ "$(readlink "$fd")" != "$TEST_DIR/$1" ] ||
             sed -n 's/^flags:\s*//p' "/proc/$server_pid/fdinfo/${fd##*/}"
-    done
+    done | sort -k1.8 | tail -n 1
 }
 
 @test "values that are wrong" {

@@ -22,7 +22,7 @@ void
 no_faults (void)
 {
   memset (&fault, 0, sizeof fault);
-  calls.writes = calls.dsyncs = calls.fdatasyncs = 0;
+  calls.writes = calls.dsyncs = calls.fdatasyncs = calls.witnesses = 0;
   calls.fallocates = calls.discards = calls.parts_of_pages = 0;
 }
 
@@ -98,6 +98,19 @@ fdatasync (int fd)
   if (fails (fault.fdatasync_errno))
     return -1;
   return (int) syscall (SYS_fdatasync, fd);
+}
+
+int
+sync_file_range (int fd, off_t offset, off_t nbytes, unsigned flags)
+{
+  int err = fault.no_witness ? ENOSYS : fault.lost_errno;
+
+  calls.witnesses++;
+  fault.lost_errno = 0;
+  if (fails (err))
+    return -1;
+  return (int) syscall (SYS_sync_file_range, fd, (long) offset, (long) nbytes,
+                        (long) flags);
 }
 
 int

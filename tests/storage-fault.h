@@ -19,12 +19,15 @@ struct storage_fault {
   int dsync_errno;              /* for writes with RWF_DSYNC */
   int fallocate_errno;
   int fdatasync_errno;
+  int lost_errno;               /* told once, by sync_file_range */
+  bool no_witness;              /* ... which the kernel does not know */
 };
 
 struct storage_calls {
   _Atomic unsigned writes;      /* those with RWF_DSYNC, too */
   _Atomic unsigned dsyncs;
   _Atomic unsigned fdatasyncs;
+  _Atomic unsigned witnesses;   /* sync_file_range */
   _Atomic unsigned fallocates;
   _Atomic unsigned discards;    /* BLKDISCARD */
   /* Of the last two, with a range that does not consist of pages. */

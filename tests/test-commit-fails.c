@@ -2,7 +2,8 @@
 
 /* A commit that fails loses nothing: what it was to free stays in use,
  * and what it was to write comes back, without memory being asked for.
- * Nor does one that succeeds free what was unlinked while it ran.
+ * Nor does one that succeeds free what was unlinked while it ran.  And what a
+ * failed write of the header means for those that come later.
  */
 
 #include <errno.h>
@@ -26,28 +27,47 @@ static uint8_t buf[64 * KiB];
 /* Called once, before a write of a commit. */
 static void (*during_commit) (void);
 
+/* Writes of a header fail that have the dirty bit, or that don't. */
+static bool fail_dirty, fail_clean;
+
+/* Where the header has the lowest byte of the incompatible features. */
+#define DIRTY_BYTE 79
+
 static int
 hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
                 uint64_t offset, bool durable)
 {
   void (*fn) (void) = during_commit;
 
+  if (offset == 0 && iov[0].iov_len > DIRTY_BYTE) {
+    const uint8_t *header = iov[0].iov_base;
+
+    if (header[DIRTY_BYTE] & 1 ? fail_dirty : fail_clean)
+      return -EIO;
+  }
   during_commit = NULL;
   if (fn)
     fn ();
   return real_pwritev (s, iov, iovcnt, offset, durable);
 }
 
+/* BEFORE is a command that something is done by to the image first. */
 static void
-open_image (const char *options)
+open_image_after (const char *options, const char *before)
 {
   run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 %s disk.qcow2 "
-               "64M && qemu-io -f qcow2 -c 'write -q -P 1 0 4M' disk.qcow2",
-               options);
+               "64M && qemu-io -f qcow2 -c 'write -q -P 1 0 4M' disk.qcow2 && "
+               "%s", options, before);
   no_faults ();
   open_hooked (hooked_pwritev, &image, &view);
   /* Only the test commits. */
   worker_stop (image->writer);
+}
+
+static void
+open_image (const char *options)
+{
+  open_image_after (options, "true");
 }
 
 static void
@@ -161,6 +181,53 @@ test_l1 (void)
   close_image ();
 }
 
+static bool
+is_dirty_on_disk (void)
+{
+  uint64_t bytes;
+  uint8_t *content = file_content ("disk.qcow2", &bytes);
+  bool dirty = content[DIRTY_BYTE] & 1;
+
+  free (content);
+  return dirty;
+}
+
+/* What sets the dirty bit can't clear it; what comes next does not set it. */
+static void
+test_dirty_bit_stays (void)
+{
+  const struct qcow2_snapshot_params params = { .name = "snapshot" };
+  struct qcow2_error error;
+
+  open_image ("");
+  fail_clean = true;
+  qcow2_snapshot_create (image, &params, &error);
+  fail_clean = false;
+  ok (is_dirty_on_disk (), "an operation could not clear the dirty bit");
+  is_int (qcow2_pwrite (view, buf, sizeof buf, 0, false), 0, "a write");
+  close_image ();
+  ok (!is_dirty_on_disk (), "it is cleared in the end");
+}
+
+/* The durable write of the header, which makes bitmaps invalid, may have been
+ * told that what was written before is lost.
+ */
+static void
+test_begin_after_vm_state (void)
+{
+  open_image_after ("", "qemu-img bitmap --add disk.qcow2 bitmap");
+  is_int (qcow2_vmstate_pwrite (view, buf, sizeof buf, 0), 0,
+          "VM state is written");
+  fail_clean = true;
+  is_int (qcow2_pwrite (view, buf, sizeof buf, 0, false), -EIO,
+          "the header can't be written before guest data is");
+  fail_clean = false;
+  is_int (qcow2_flush (view), -EIO, "nothing is made durable after that");
+  no_faults ();
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), -EIO, "the image is not closed properly");
+}
+
 int
 main (void)
 {
@@ -168,5 +235,7 @@ main (void)
   test_retire ();
   test_unlinked_meanwhile ();
   test_l1 ();
+  test_dirty_bit_stays ();
+  test_begin_after_vm_state ();
   return tap_done ();
 }

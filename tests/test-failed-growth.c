@@ -4,12 +4,15 @@
  * because of an error, are no zeros: what is allocated in their place
  * later does not let them come to light.  And entries of the refcount table
  * that may be on disk though writing them has failed are made away with
- * before anything can rely on that.
+ * before anything can rely on that.  Nor is anything laid down where, for all
+ * that an image with a missing block says, nothing is.
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "grow-disk.h"
 #include "hooked-storage.h"
@@ -29,7 +32,7 @@ static struct qcow2 *image;
 static struct qcow2_view *view;
 static uint64_t fail_from_bytes = UINT64_MAX;
 static unsigned nr_failed;
-static uint64_t table_offset;   /* of the refcount table, to be hooked */
+static uint64_t table_offset;   /* the refcount table's sector to be hooked */
 static bool fail_table;
 static unsigned nr_table_writes, nr_durable;
 
@@ -94,11 +97,17 @@ close_image (void)
   is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
 }
 
+static uint64_t
+refcount_table_offset (void)
+{
+  return atomic_load (&image->writer->rc->table)->host_offset;
+}
+
 static void
 test_entries (void)
 {
   open_image ();
-  table_offset = atomic_load (&image->writer->rc->table)->host_offset;
+  table_offset = refcount_table_offset ();
   fail_table = true;
   is_int (write_bytes (), -EIO,
           "entries of the refcount table can't be written");
@@ -110,6 +119,60 @@ test_entries (void)
       "the entries are durable before what follows");
   table_offset = 0;
   is_int (count_wrong (), 0, "and all was written");
+  close_image ();
+}
+
+/* The last words: the image is closed, and nothing can be named past its end,
+ * nor where others may be.
+ */
+static void
+test_entries_at_rest (void)
+{
+  open_image ();
+  table_offset = refcount_table_offset ();
+  fail_table = true;
+  is_int (write_bytes (), -EIO, "entries can't be written once more");
+  fail_table = false;
+  nr_durable = 0;
+  close_image ();
+  is_int (nr_durable, 1, "the table is durable without them");
+  table_offset = 0;
+}
+
+/* Entry INDEX of the refcount table on disk. */
+static uint64_t
+entry_on_disk (uint64_t index)
+{
+  uint64_t word;
+
+  if (qcow2_storage_read_meta (image->writer->top->file, &word, sizeof word,
+                               refcount_table_offset () + index * 8) < 0)
+    abort ();
+  return be64toh (word);
+}
+
+/* Two sectors of 64 entries, the first of which fails. */
+static void
+test_entries_of_two_sectors (void)
+{
+  struct allocator *a;
+  const uint64_t low = 70, high = 130;
+  unsigned bits;
+
+  open_image ();
+  a = &image->writer->alloc;
+  bits = a->rc->block_bits;
+  if (write_bytes () < 0 || refcount_grow (a, UINT64_C (200) << bits) < 0)
+    abort ();
+  table_offset = refcount_table_offset () + 512;
+  fail_table = true;
+  is_int (refcount_grow (a, low << bits), -EIO, "one sector fails");
+  ok (entry_on_disk (low) != 0, "but is there");
+  fail_table = false;
+  is_int (refcount_grow (a, high << bits), 0, "another one does not");
+  is_int (entry_on_disk (low), 0, "nothing is left of the first one then");
+  ok (entry_on_disk (high) != 0, "and the other one is there");
+  table_offset = 0;
   close_image ();
 }
 
@@ -129,11 +192,53 @@ test_area (void)
   close_image ();
 }
 
+/* Refcount block 1, of host offsets from 32 KiB on, is gone. */
+static void
+lose_block (void)
+{
+  int fd = open ("disk.qcow2", O_RDWR | O_CLOEXEC);
+  uint64_t offset, entry;
+
+  if (fd == -1 || pread (fd, &offset, 8, 48) != 8 ||
+      pread (fd, &entry, 8, (off_t) be64toh (offset) + 8) != 8 || entry == 0)
+    abort ();
+  entry = 0;
+  if (pwrite (fd, &entry, 8, (off_t) be64toh (offset) + 8) != 8)
+    abort ();
+  close (fd);
+}
+
+static void
+test_missing_block (void)
+{
+  static uint8_t buf[32 * KiB];
+  unsigned nr_wrong = 0;
+  size_t i;
+
+  run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 "
+               "-o cluster_size=512,refcount_bits=64 disk.qcow2 1M && "
+               "qemu-io -f qcow2 -c 'write -q -P 3 0 32k' disk.qcow2");
+  lose_block ();
+  open_hooked (hooked_pwritev, &image, &view);
+  is_int (qcow2_pwrite (view, buf, sizeof buf, 512 * KiB, false), 0,
+          "written to an image with a missing refcount block");
+  is_int (qcow2_flush (view), 0, "and flushed");
+  is_int (qcow2_pread (view, buf, sizeof buf, 0), 0, "what was there is read");
+  for (i = 0; i < sizeof buf; ++i)
+    nr_wrong += buf[i] != 3;
+  is_int (nr_wrong, 0, "nothing was laid down over it");
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "closed");
+}
+
 int
 main (void)
 {
   scratch_dir_enter ();
   test_area ();
   test_entries ();
+  test_entries_at_rest ();
+  test_entries_of_two_sectors ();
+  test_missing_block ();
   return tap_done ();
 }

@@ -127,6 +127,8 @@ static struct qcow2 *image;
 static struct qcow2_view *view;
 static uint8_t buf[4 * CLUSTER_BYTES];
 
+static size_t cache_bytes;      /* 0: as usual */
+
 static void
 open_image (const char *filename)
 {
@@ -137,6 +139,8 @@ open_image (const char *filename)
   options.writable = true;
   options.lock = false;
   options.wrap = wrap;
+  if (cache_bytes > 0)
+    options.cache_bytes = cache_bytes;
   if (qcow2_open (filename, &options, &image, &error) < 0 ||
       qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
     printf ("# %s\n", error.message);
@@ -208,6 +212,93 @@ test_fua_after_link (void)
       "if the server dies then, they are there");
   free (content);
   is_int (close_image (), 0, "closed");
+}
+
+static int
+fail_flush_once (void)
+{
+  before_flush = NULL;
+  return -EIO;
+}
+
+/* The kernel tells of a write-back error once.  While the FUA write is being
+ * made durable another request's flush is told that it was lost.
+ */
+static int
+flush_that_fails (bool durable)
+{
+  if (!durable)
+    return 0;
+  before_write = NULL;
+  before_flush = fail_flush_once;
+  if (write_bytes ('B', 4 * KiB, 8 * KiB, false) < 0)
+    abort ();
+  is_int (qcow2_flush (view), -EIO, "a flush fails");
+  return 0;
+}
+
+static void
+test_fua_beside_failed_flush (void)
+{
+  make_image ("");
+  before_write = flush_that_fails;
+  is_int (write_bytes ('C', 4 * KiB, 0, true), -EIO,
+          "a FUA write that it may have been about is not answered");
+  is_int (close_image (), -EIO, "nor is the image closed properly");
+}
+
+/*----- Flushes that another one is told of -----*/
+
+static int
+other_was_told (void)
+{
+  before_flush = NULL;
+  committer_fail (&image->writer->committer, -EIO);
+  return 0;
+}
+
+static void
+test_commit_other_was_told (void)
+{
+  make_image ("");
+  worker_stop (image->writer);
+  if (qcow2_trim (view, CLUSTER_BYTES, 0, false) < 0)
+    abort ();
+  before_flush = other_was_told;
+  is_int (qcow2_flush (view), -EIO, "a flush that another one is told of");
+  ok (before_flush == NULL && retire_has_unlinked (&image->writer->retire) &&
+      image->writer->retire.durable.nr == 0, "frees nothing");
+  is_int (close_image (), -EIO, "the image is not closed properly");
+}
+
+static unsigned
+count_refcount_blocks (void)
+{
+  const struct refcount_table *table = atomic_load (&image->writer->rc->table);
+  unsigned nr = 0;
+  uint64_t i;
+
+  for (i = 0; i < table->nr_entries; ++i)
+    nr += table->entries[i] != 0;
+  return nr;
+}
+
+static void
+test_growth_other_was_told (void)
+{
+  uint64_t offset;
+  unsigned nr;
+  int r = 0;
+
+  make_image ("-o cluster_size=512,refcount_bits=64");
+  worker_stop (image->writer);
+  nr = count_refcount_blocks ();
+  before_flush = other_was_told;
+  for (offset = 0; r == 0 && before_flush; offset += 4 * KiB)
+    r = write_bytes ('B', 4 * KiB, CLUSTER_BYTES + offset, false);
+  is_int (r, -EIO, "so with the flush of new refcount blocks");
+  is_int (count_refcount_blocks (), nr, "which no table names");
+  is_int (close_image (), -EIO, "the image is not closed properly");
 }
 
 /*----- Retiring -----*/
@@ -319,6 +410,45 @@ test_failed_growth (void)
   is_int (close_image (), -EIO, "and closing");
 }
 
+static bool
+all_are (uint8_t byte, size_t count, uint64_t offset)
+{
+  size_t i;
+
+  if (count > sizeof buf || qcow2_pread (view, buf, count, offset) < 0)
+    return false;
+  for (i = 0; i < count && buf[i] == byte; ++i)
+    continue;
+  return i == count;
+}
+
+/* Nothing can be written any more, and no slot of the cache becomes free. */
+static void
+test_reads_when_all_is_dirty (void)
+{
+  uint64_t offset;
+  int r = 0;
+
+  run_command ("for i in base mid; do qemu-img create -q -f qcow2 "
+               "-o cluster_size=512 $b $i.qcow2 8M; "
+               "b=\"-b $i.qcow2 -F qcow2\"; done; qemu-io -f qcow2 "
+               "-c 'write -q -P 7 4M 256k' base.qcow2");
+  cache_bytes = 8 * KiB;
+  make_image ("-o cluster_size=512 -b mid.qcow2 -F qcow2");
+  cache_bytes = 0;
+  worker_stop (image->writer);
+  before_flush = fail_flush;
+  for (offset = 1024 * KiB; r == 0 && offset < 4096 * KiB; offset += 32 * KiB)
+    r = write_bytes ('B', 512, offset, false);
+  before_flush = NULL;
+  is_int (r, -EIO, "there are no slots after a flush that failed");
+  ok (all_are ('B', 512, 1024 * KiB), "what was written can be read");
+  ok (all_are ('A', CLUSTER_BYTES, 0), "and what was there before");
+  ok (all_are (7, 4 * CLUSTER_BYTES, 4096 * KiB), "in a backing file, too");
+  ok (all_are (0, 4 * CLUSTER_BYTES, 6144 * KiB), "or nowhere");
+  is_int (close_image (), -EIO, "the image is not closed properly");
+}
+
 /*----- Entries -----*/
 
 /* Where an L1 entry lies in an image that qemu-img has just made. */
@@ -367,11 +497,15 @@ main (void)
 {
   scratch_dir_enter ();
   test_fua_after_link ();
+  test_fua_beside_failed_flush ();
+  test_commit_other_was_told ();
+  test_growth_other_was_told ();
   test_commit_before_unlink ();
   test_failed_durable_write ();
   test_no_room_for_durable_write ();
   test_room_within_the_file ();
   test_failed_growth ();
+  test_reads_when_all_is_dirty ();
   test_l1_flag_without_table ();
   test_zero_short_compressed ();
   return tap_done ();

@@ -106,6 +106,110 @@ stats_of (struct slice_cache *cache)
   return stats;
 }
 
+/*----- Dirty slices -----*/
+
+static int
+cant_write (void *opaque)
+{
+  return -EIO;
+}
+
+static void
+make_dirty (struct slice_cache *cache, uint64_t key, uint64_t word)
+{
+  struct source source = { 0 };
+  struct slice_ref ref;
+
+  if (slice_cache_pin (cache, key, fill, &source, &ref) < 0)
+    abort ();
+  slice_begin_change (&ref);
+  slice_store (&ref, 0, word);
+  slice_end_change (cache, &ref, 0, 1);
+  slice_unpin (cache, &ref);
+}
+
+/* A cache in which no slot can be had. */
+static struct slice_cache *
+new_dirty (void)
+{
+  struct slice_cache *cache = slice_cache_new (0, SLICE_BYTES);
+  uint64_t key;
+
+  slice_cache_on_pressure (cache, cant_write, NULL);
+  for (key = 0; key < MIN_SLOTS; ++key)
+    make_dirty (cache, key, 1);
+  return cache;
+}
+
+static void
+test_copy (void)
+{
+  const uint64_t other = MIN_SLOTS;
+  struct slice_cache *cache = new_dirty ();
+  struct source source = { 0 };
+  struct slice_copy copy;
+  struct slice_ref ref;
+
+  is_int (touch (cache, other, &source), -EIO, "all slots are dirty");
+  is_int (slice_cache_pin_or_copy (cache, other, fill, &source, &copy, &ref),
+          0, "who only reads needs none");
+  ok (holds (&ref, other) && slice_still_valid (&ref), "and has the slice");
+  slice_unpin_or_forget (cache, &copy, &ref);
+  ok (!is_found (cache, other), "which is not cached");
+  atomic_store (&source.nr_failures_left, 1);
+  is_int (slice_cache_pin_or_copy (cache, other, fill, &source, &copy, &ref),
+          EXAMPLE_ERROR, "a copy that can't be read is an error");
+  is_int (slice_cache_pin_or_copy (cache, 1, fill, &source, &copy, &ref), 0,
+          "what is cached is found");
+  ok (slice_load (&ref, 0) == 1, "as it is now");
+  slice_unpin_or_forget (cache, &copy, &ref);
+  slice_cache_free (cache);
+}
+
+/* While a copy is read somebody else finds a slot, and changes the slice. */
+static struct slice_cache *changing;
+
+static void
+write_all (struct slice_cache *cache)
+{
+  struct sealed_slices sealed;
+
+  if (sealed_slices_init (&sealed, cache, MIN_SLOTS * SLICE_BYTES) < 0)
+    abort ();
+  slice_cache_seal (cache, &sealed);
+  while (slice_cache_copy (cache, &sealed))
+    continue;
+  slice_cache_release (cache, &sealed, sealed.nr_slots);
+  slice_cache_unseal (cache, &sealed);
+  sealed_slices_free (&sealed);
+}
+
+static int
+change_and_fill (void *opaque, uint64_t key, uint64_t *buf)
+{
+  int r = fill (opaque, key, buf);
+
+  write_all (changing);
+  make_dirty (changing, key, 2);
+  return r;
+}
+
+static void
+test_copy_that_changes (void)
+{
+  struct source source = { 0 };
+  struct slice_copy copy;
+  struct slice_ref ref;
+
+  changing = new_dirty ();
+  is_int (slice_cache_pin_or_copy (changing, MIN_SLOTS, change_and_fill,
+                                   &source, &copy, &ref), 0,
+          "a slice is changed while it is copied");
+  ok (slice_load (&ref, 0) == 2, "what is read is the changed one");
+  slice_unpin_or_forget (changing, &copy, &ref);
+  slice_cache_free (changing);
+}
+
 /*----- One thread -----*/
 
 static void
@@ -580,6 +684,8 @@ main (void)
 {
   alarm (240);
   test_find_and_pin ();
+  test_copy ();
+  test_copy_that_changes ();
   test_sizes ();
   test_memory ();
   test_layers_alike ();

@@ -7,7 +7,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "qcow2/io-file.h"
@@ -87,6 +90,120 @@ durable_writes (void)
   is_int (qcow2_storage_flush (s), -EIO, "... for a flush, too");
   is_int (calls.fdatasyncs, 4, "... and is not repeated");
   qcow2_storage_close (s);
+
+  s = file_storage (0);
+  no_faults ();
+  fault.dsync_errno = ENODEV;
+  is_int (qcow2_storage_writev (s, iov, 2, 0, true), -ENODEV,
+          "a device that is gone does not know less");
+  is_int (calls.fdatasyncs, 0, "... and is asked for nothing else");
+  qcow2_storage_close (s);
+}
+
+/* What the kernel tells of once, and perhaps somebody else. */
+static void
+lost_writes (void)
+{
+  struct qcow2_storage *s = file_storage (0);
+
+  no_faults ();
+  is_int (qcow2_storage_write (s, "abc", 3, 0, true), 0, "%s: written", where);
+  is_int (qcow2_storage_flush (s), 0, "... and flushed");
+  ok (calls.dsyncs == 1 && calls.fdatasyncs == 1 && calls.witnesses == 2,
+      "... and nothing was lost");
+  fault.lost_errno = ENOSPC;
+  is_int (qcow2_storage_flush (s), -EIO, "a flush, where something was");
+  is_int (qcow2_storage_flush (s), -EIO, "... and another");
+  is_int (qcow2_storage_write (s, "abc", 3, 0, true), -EIO,
+          "... and a durable write");
+  is_int (qcow2_storage_write (s, "abc", 3, 0, false), 0,
+          "... but not a plain one");
+  qcow2_storage_close (s);
+
+  s = file_storage (0);
+  fault.lost_errno = EIO;
+  is_int (qcow2_storage_write (s, "abc", 3, 0, true), -EIO,
+          "a durable write, where something was lost");
+  qcow2_storage_close (s);
+}
+
+static void
+no_room (void)
+{
+  struct qcow2_storage *s = file_storage (0);
+
+  no_faults ();
+  fault.dsync_errno = ENOSPC;
+  is_int (qcow2_storage_write (s, "abc", 3, 0, true), -ENOSPC,
+          "%s: no room for a durable write", where);
+  is_int (calls.writes, 1, "... which is not repeated");
+  fault.lost_errno = ENOSPC;
+  is_int (qcow2_storage_write (s, "abc", 3, 0, true), -EIO,
+          "or for what was written before");
+  fault.write_errno = ENOSPC;
+  is_int (qcow2_storage_write (s, "abc", 3, 0, false), -EIO,
+          "of which a plain write may be told, too");
+  qcow2_storage_close (s);
+
+  s = file_storage (0);
+  no_faults ();
+  fault.no_witness = true;
+  fault.dsync_errno = ENOSPC;
+  is_int (qcow2_storage_write (s, "abc", 3, 0, true), -EIO,
+          "room for a plain write is room");
+  fault.write_errno = ENOSPC;
+  is_int (qcow2_storage_write (s, "abc", 3, 0, true), -ENOSPC,
+          "no room for one is none");
+  is_int (calls.witnesses, 1, "the kernel was asked whether it knows once");
+  no_faults ();
+  fault.dsync_errno = EOPNOTSUPP;
+  fault.fdatasync_errno = ENOSPC;
+  is_int (qcow2_storage_write (s, "abc", 3, 0, true), -EIO,
+          "bytes that were written had room");
+  qcow2_storage_close (s);
+}
+
+static void
+never_flushed (void)
+{
+  struct qcow2_storage *s;
+
+  must (qcow2_io_file_new (make_file (0, O_RDWR), "NAME", QCOW2_IO_FILE_WRITE |
+                           QCOW2_IO_FILE_NO_FLUSH, &s, NULL) == 0, "new");
+  no_faults ();
+  is_int (qcow2_storage_write (s, "abc", 3, 0, true), 0, "%s: written, but "
+          "not durably", where);
+  is_int (qcow2_storage_flush (s), 0, "... nor flushed");
+  ok (calls.dsyncs + calls.fdatasyncs + calls.witnesses == 0,
+      "... nothing is asked for");
+  qcow2_storage_close (s);
+}
+
+/* A device whose host has no room for all that was written to it. */
+static void
+told_to_another (void)
+{
+  char dir[sizeof place_dir + 10], path[sizeof dir + 10];
+  struct qcow2_storage *s;
+  int fd;
+
+  snprintf (dir, sizeof dir, "%s/small", place_dir);
+  snprintf (path, sizeof path, "%s/file", dir);
+  must (mkdir (dir, 0700) == 0 &&
+        mount ("none", dir, "tmpfs", 0, "size=256k") == 0, "mount");
+  fd = open (path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  must (fd != -1 && ftruncate (fd, 8 << 20) == 0, path);
+  fd = make_loop_device (fd, 512);
+  s = storage_of (fd);
+  no_faults ();
+  must (qcow2_storage_write (s, "first", 5, 0, true) == 0, "write");
+  fill (s, 1 << 20);
+  ok (fdatasync (fd) == -1, "one thread is told that data was lost");
+  is_int (qcow2_storage_write (s, "again", 5, 0, true), -EIO,
+          "so is another one");
+  is_int (qcow2_storage_flush (s), -EIO, "and a third one");
+  qcow2_storage_close (s);
+  must (umount2 (dir, MNT_DETACH) == 0, "umount");
 }
 
 static void
@@ -278,6 +395,9 @@ tests (void)
 {
   long_vectors ();
   durable_writes ();
+  lost_writes ();
+  no_room ();
+  never_flushed ();
   failing_writes ();
   space ();
   without_fallocate ();
@@ -289,6 +409,7 @@ int
 main (void)
 {
   in_each_place (tests);
+  in_place ("/dev/shm", "full device", told_to_another);
   optional_members ();
   return tap_done ();
 }
