@@ -2,11 +2,15 @@
 
 /* A commit that fails loses nothing: what it was to free stays in use,
  * and what it was to write comes back, without memory being asked for.
- * Nor does one that succeeds free what was unlinked while it ran.
+ * Nor does one that succeeds free what was unlinked while it ran, and a
+ * request that needs room meanwhile waits for what it is about to free.
  */
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "hooked-storage.h"
 #include "image.h"
@@ -131,6 +135,61 @@ test_unlinked_meanwhile (void)
   close_image ();
 }
 
+/*----- A request that finds no room during the commit -----*/
+
+static pthread_t writing;
+static atomic_int write_result;
+
+static void *
+write_new (void *opaque)
+{
+  atomic_store (&write_result,
+                qcow2_pwrite (view, buf, CLUSTER_BYTES, 8192 * KiB, false));
+  return NULL;
+}
+
+static bool
+reclaim_waits (struct writer *w)
+{
+  bool waits;
+
+  pthread_mutex_lock (&w->worker_lock);
+  waits = w->hurry || w->rounds_started != w->rounds_ended;
+  pthread_mutex_unlock (&w->worker_lock);
+  return waits;
+}
+
+/* The commit goes on when the request has ended, or waits for the worker. */
+static void
+write_during_commit (void)
+{
+  unsigned i;
+
+  atomic_store (&write_result, 1);
+  pthread_create (&writing, NULL, write_new, NULL);
+  for (i = 0; i < 5000 && atomic_load (&write_result) == 1 &&
+       !reclaim_waits (image->writer); ++i)
+    usleep (1000);
+}
+
+static void
+test_no_room_meanwhile (void)
+{
+  struct writer *w;
+
+  open_image ("");
+  w = image->writer;
+  is_int (qcow2_trim (view, 4096 * KiB, 0, false), 0, "a trim of all");
+  w->alloc.end = w->alloc.append; /* as on a device that is full */
+  is_int (worker_start (w), 0, "the worker runs");
+  during_commit = write_during_commit;
+  is_int (qcow2_flush (view), 0, "a commit");
+  pthread_join (writing, NULL);
+  is_int (atomic_load (&write_result), 0,
+          "a write meanwhile gets what was trimmed");
+  close_image ();
+}
+
 /* With clusters of 512 bytes, an L1 entry covers this much. */
 #define L1_BYTES (32 * KiB)
 
@@ -167,6 +226,7 @@ main (void)
   scratch_dir_enter ();
   test_retire ();
   test_unlinked_meanwhile ();
+  test_no_room_meanwhile ();
   test_l1 ();
   return tap_done ();
 }
