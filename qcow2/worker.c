@@ -115,7 +115,7 @@ free_durable (struct writer *w)
 int
 worker_round (struct writer *w)
 {
-  int r = 0;
+  int r = 0, r2;
 
   /* Writes in place leave all metadata clean, and need a flush.  And a
    * commit may have come between a change and what it unlinked.
@@ -124,7 +124,13 @@ worker_round (struct writer *w)
       epoch_has_written (&w->image->epoch) ||
       retire_has_unlinked (&w->retire))
     r = commit (&w->committer);
-  return r < 0 ? r : free_durable (w);
+  /* What is durable already does not depend on this commit, which may have
+   * lacked nothing but the room that it takes.
+   */
+  if (r < 0 && committer_state (&w->committer) < 0)
+    return r;
+  r2 = free_durable (w);
+  return r < 0 ? r : r2;
 }
 
 /*----- The thread -----*/

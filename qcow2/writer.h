@@ -122,7 +122,8 @@ extern void worker_stop (struct writer *w);
 extern void worker_hurry (struct writer *w);
 
 /* Commit, and free what can be freed then: one round of the worker's, or
- * after it has stopped.
+ * after it has stopped.  If the commit fails, what earlier ones have made
+ * durable is freed all the same, unless writing has ended.
  */
 extern int worker_round (struct writer *w);
 

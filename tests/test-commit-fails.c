@@ -135,6 +135,27 @@ test_unlinked_meanwhile (void)
   close_image ();
 }
 
+/* What a commit before it has made durable is freed all the same: it may be
+ * the room that is missing.
+ */
+static void
+test_durable_before (void)
+{
+  uint64_t host;
+
+  open_image ("");
+  host = first_host_cluster ();
+  is_int (qcow2_trim (view, CLUSTER_BYTES, 0, false), 0, "a trim");
+  is_int (qcow2_flush (view), 0, "and a commit");
+  is_int (qcow2_trim (view, CLUSTER_BYTES, CLUSTER_BYTES, false), 0,
+          "another trim");
+  fault.write_errno = ENOSPC;
+  is_int (worker_round (image->writer), -ENOSPC, "whose commit fails");
+  is_int (refcount (host), 0, "what was trimmed first is free");
+  is_int (refcount (host + 1), 1, "what was trimmed then is not");
+  close_image ();
+}
+
 /*----- A request that finds no room during the commit -----*/
 
 static pthread_t writing;
@@ -226,6 +247,7 @@ main (void)
   scratch_dir_enter ();
   test_retire ();
   test_unlinked_meanwhile ();
+  test_durable_before ();
   test_no_room_meanwhile ();
   test_l1 ();
   return tap_done ();
