@@ -354,7 +354,10 @@ propose_or_look (struct allocator *a, uint64_t nr, struct proposal *p)
 }
 
 /* What was proposed and not taken.  Only what came from the end of the
- * file goes back there: it is as fresh as before.
+ * file goes back there: it is as fresh as before.  Not if it may have been
+ * looked at meanwhile: then it is known as a hole, too, and whoever gets that
+ * may write to it, and give it up again.  So the end never goes back below
+ * SCAN_END.
  */
 static void
 put_back (struct allocator *a, const struct proposal *p, uint64_t passed)
@@ -364,7 +367,7 @@ put_back (struct allocator *a, const struct proposal *p, uint64_t passed)
   if (nr == 0)
     return;
   pthread_mutex_lock (&a->lock);
-  if (p->appended && first + nr == a->append)
+  if (p->appended && first + nr == a->append && first >= a->scan_end)
     a->append = first;
   else
     add_hole_locked (a, first, nr, p->hole.ours);

@@ -53,7 +53,8 @@ struct allocator {
   uint64_t append;              /* the next cluster at the end */
   struct holes holes;
   /* Clusters that are free and no longer in HOLES: from where to where, how
-   * many, about, and how often some were forgotten.
+   * many, about, and how often some were forgotten.  SCAN_END is never above
+   * APPEND, though some below it may be proposed and not yet claimed.
    */
   uint64_t scan, scan_end;
   uint64_t nr_forgotten;

@@ -89,6 +89,7 @@ retire_seal (struct retire *retire, struct retire_list *sealed)
   memset (sealed, 0, sizeof *sealed);
   pthread_mutex_lock (&retire->lock);
   move_list (sealed, &retire->unlinked);
+  retire->sealed = sealed->nr > 0;
   pthread_mutex_unlock (&retire->lock);
 }
 
@@ -98,6 +99,7 @@ retire_unseal (struct retire *retire, struct retire_list *sealed,
 {
   pthread_mutex_lock (&retire->lock);
   move_list (durable ? &retire->durable : &retire->unlinked, sealed);
+  retire->sealed = false;
   pthread_mutex_unlock (&retire->lock);
   free (sealed->items);
 }
@@ -119,10 +121,11 @@ retire_take (struct retire *retire, struct retire_list *list)
 void
 retire_done (struct retire *retire, struct retire_list *list)
 {
-  free (list->items);
   pthread_mutex_lock (&retire->lock);
+  move_list (&retire->durable, list);
   retire->busy = false;
   pthread_mutex_unlock (&retire->lock);
+  free (list->items);
 }
 
 bool
@@ -131,7 +134,7 @@ retire_has_unlinked (struct retire *retire)
   bool r;
 
   pthread_mutex_lock (&retire->lock);
-  r = retire->unlinked.nr > 0;
+  r = retire->unlinked.nr > 0 || retire->sealed;
   pthread_mutex_unlock (&retire->lock);
   return r;
 }
@@ -142,7 +145,8 @@ retire_is_empty (struct retire *retire)
   bool r;
 
   pthread_mutex_lock (&retire->lock);
-  r = retire->unlinked.nr == 0 && retire->durable.nr == 0 && !retire->busy;
+  r = retire->unlinked.nr == 0 && retire->durable.nr == 0 &&
+    !retire->sealed && !retire->busy;
   pthread_mutex_unlock (&retire->lock);
   return r;
 }

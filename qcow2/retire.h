@@ -40,7 +40,8 @@ struct retire {
   pthread_mutex_t lock;
   struct retire_list unlinked;
   struct retire_list durable;
-  bool busy;                    /* the worker has some in its hands */
+  bool sealed;                  /* a commit has some in its hands */
+  bool busy;                    /* the worker has */
 };
 
 extern void retire_init (struct retire *retire);
@@ -67,12 +68,12 @@ extern void retire_unseal (struct retire *retire, struct retire_list *sealed,
                            bool durable);
 
 /* For the worker: take what is durable.  False if there is nothing.  It
- * calls retire_done afterwards.
+ * calls retire_done afterwards, which puts back what it left in LIST.
  */
 extern bool retire_take (struct retire *retire, struct retire_list *list);
 extern void retire_done (struct retire *retire, struct retire_list *list);
 
-/* Does anything wait for a commit? */
+/* Does anything wait for a commit, or for the end of one that runs? */
 extern bool retire_has_unlinked (struct retire *retire);
 
 /* Is anything left on the way? */

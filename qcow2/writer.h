@@ -23,6 +23,8 @@ struct writer {
   bool lazy_refcounts;
   bool writethrough;            /* each request is durable when answered */
   enum qcow2_detect_zeroes detect_zeroes;
+  _Atomic bool kept_places;     /* data became zeros, and its host cluster
+                                   stayed or may be used again at once */
 
   struct turn turn;
   struct header_writer *header;
@@ -122,7 +124,8 @@ extern void worker_stop (struct writer *w);
 extern void worker_hurry (struct writer *w);
 
 /* Commit, and free what can be freed then: one round of the worker's, or
- * after it has stopped.
+ * after it has stopped.  If the commit fails, what earlier ones have made
+ * durable is freed all the same, unless writing has ended.
  */
 extern int worker_round (struct writer *w);
 

@@ -2,12 +2,16 @@
 
 /* A commit that fails loses nothing: what it was to free stays in use,
  * and what it was to write comes back, without memory being asked for.
- * Nor does one that succeeds free what was unlinked while it ran.  And what a
- * failed write of the header means for those that come later.
+ * Nor does one that succeeds free what was unlinked while it ran, and a
+ * request that needs room meanwhile waits for what it is about to free.  And
+ * what a failed write of the header means for those that come later.
  */
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "hooked-storage.h"
 #include "image.h"
@@ -151,6 +155,112 @@ test_unlinked_meanwhile (void)
   close_image ();
 }
 
+/* What a commit before it has made durable is freed all the same: it may be
+ * the room that is missing.
+ */
+static void
+test_durable_before (void)
+{
+  uint64_t host;
+
+  open_image ("");
+  host = first_host_cluster ();
+  is_int (qcow2_trim (view, CLUSTER_BYTES, 0, false), 0, "a trim");
+  is_int (qcow2_flush (view), 0, "and a commit");
+  is_int (qcow2_trim (view, CLUSTER_BYTES, CLUSTER_BYTES, false), 0,
+          "another trim");
+  fault.write_errno = ENOSPC;
+  is_int (worker_round (image->writer), -ENOSPC, "whose commit fails");
+  is_int (refcount (host), 0, "what was trimmed first is free");
+  is_int (refcount (host + 1), 1, "what was trimmed then is not");
+  close_image ();
+}
+
+/* Of what was trimmed, one refcount can be read and others can't. */
+static void
+test_refcounts_unread (void)
+{
+  struct retire *retire;
+  uint64_t host, i, sum = 0;
+
+  open_image ("-o cluster_size=512,refcount_bits=64");
+  retire = &image->writer->retire;
+  host = first_host_cluster ();
+  /* The first change starts the worker, which reads all refcounts. */
+  is_int (qcow2_trim (view, 512, 4095 * KiB, false), 0, "a first change");
+  worker_stop (image->writer);
+  is_int (qcow2_trim (view, 1024 * KiB, 0, false), 0, "a trim");
+  is_int (qcow2_flush (view), 0, "and a commit");
+  slice_cache_drop (image->writer->rc->slices, 0, 16384 * KiB);
+  is_int (refcount (host), 1, "a refcount is read");
+  hooked_reads_fail = true;
+  is_int (worker_round (image->writer), -EIO, "other refcounts are not read");
+  ok (!retire_is_empty (retire), "what is left is still to be freed");
+  is_int (worker_round (image->writer), -EIO, "and again");
+  hooked_reads_fail = false;
+  is_int (worker_round (image->writer), 0, "then they are");
+  ok (retire_is_empty (retire), "all is free");
+  for (i = 0; i < 2048; ++i)
+    sum += refcount (host + i);
+  ok (sum < 200, "but tables");
+  close_image ();
+}
+
+/*----- A request that finds no room during the commit -----*/
+
+static pthread_t writing;
+static atomic_int write_result;
+
+static void *
+write_new (void *opaque)
+{
+  atomic_store (&write_result,
+                qcow2_pwrite (view, buf, CLUSTER_BYTES, 8192 * KiB, false));
+  return NULL;
+}
+
+static bool
+reclaim_waits (struct writer *w)
+{
+  bool waits;
+
+  pthread_mutex_lock (&w->worker_lock);
+  waits = w->hurry || w->rounds_started != w->rounds_ended;
+  pthread_mutex_unlock (&w->worker_lock);
+  return waits;
+}
+
+/* The commit goes on when the request has ended, or waits for the worker. */
+static void
+write_during_commit (void)
+{
+  unsigned i;
+
+  atomic_store (&write_result, 1);
+  pthread_create (&writing, NULL, write_new, NULL);
+  for (i = 0; i < 5000 && atomic_load (&write_result) == 1 &&
+       !reclaim_waits (image->writer); ++i)
+    usleep (1000);
+}
+
+static void
+test_no_room_meanwhile (void)
+{
+  struct writer *w;
+
+  open_image ("");
+  w = image->writer;
+  is_int (qcow2_trim (view, 4096 * KiB, 0, false), 0, "a trim of all");
+  w->alloc.end = w->alloc.append; /* as on a device that is full */
+  is_int (worker_start (w), 0, "the worker runs");
+  during_commit = write_during_commit;
+  is_int (qcow2_flush (view), 0, "a commit");
+  pthread_join (writing, NULL);
+  is_int (atomic_load (&write_result), 0,
+          "a write meanwhile gets what was trimmed");
+  close_image ();
+}
+
 /* With clusters of 512 bytes, an L1 entry covers this much. */
 #define L1_BYTES (32 * KiB)
 
@@ -234,6 +344,9 @@ main (void)
   scratch_dir_enter ();
   test_retire ();
   test_unlinked_meanwhile ();
+  test_durable_before ();
+  test_refcounts_unread ();
+  test_no_room_meanwhile ();
   test_l1 ();
   test_dirty_bit_stays ();
   test_begin_after_vm_state ();

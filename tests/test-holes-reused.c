@@ -3,10 +3,12 @@
 /* Freed space is used again, however scattered: with more than ten thousand
  * holes the file stays bounded, also where they are those of an earlier
  * session.  And what is cut off at the end was in use in this session:
- * clusters that nobody counts, but that may hold data, stay.
+ * clusters that nobody counts, but that may hold data, stay.  What was used as
+ * a hole is not taken for new at the end.
  */
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -285,6 +287,108 @@ test_tail (void)
   free (content);
 }
 
+/*----- Holes at the end -----*/
+
+#define NR_FAILING 16           /* clusters of the request that fails */
+
+static int
+write_byte (uint64_t cluster, unsigned nr, int byte)
+{
+  static uint8_t data[NR_FAILING * CLUSTER_BYTES];
+
+  memset (data, byte, sizeof data);
+  return qcow2_pwrite (view, data, nr * CLUSTER_BYTES,
+                       cluster * CLUSTER_BYTES, false);
+}
+
+static void *
+failing (void *opaque)
+{
+  int *result = opaque;
+
+  *result = write_byte (0, NR_FAILING, 'T');
+  return NULL;
+}
+
+static uint64_t
+append_of (struct allocator *a)
+{
+  uint64_t append;
+
+  pthread_mutex_lock (&a->lock);
+  append = a->append;
+  pthread_mutex_unlock (&a->lock);
+  return append;
+}
+
+/* More ranges become free than the list holds.  That nobody really gets these
+ * does no harm.
+ */
+static void
+overflow (struct allocator *a)
+{
+  uint64_t i;
+
+  for (i = 0; i <= MAX_HOLES; ++i)
+    alloc_note_free (a, 2 * i + 1, 1);
+}
+
+/* A request has clusters at the end, but no refcounts for them.  When the list
+ * overflows they may be found as holes, though the request gives them back.
+ */
+static void
+give_back_the_end (struct writer *w)
+{
+  uint64_t append = append_of (&w->alloc);
+  pthread_t thread;
+  int result;
+
+  turn_take (&w->turn);
+  pthread_create (&thread, NULL, failing, &result);
+  while (append_of (&w->alloc) == append)
+    usleep (1000);
+  overflow (&w->alloc);
+  fault.write_errno = EIO;
+  turn_give (&w->turn);
+  pthread_join (thread, NULL);
+  no_faults ();
+  is_int (result, -EIO, "refcounts can't grow");
+}
+
+static void
+test_end_not_fresh (void)
+{
+  uint64_t next = NR_FAILING;
+  struct writer *w;
+  unsigned i;
+
+  run_command ("rm -f disk.qcow2; qemu-img create -q -f qcow2 "
+               "-o cluster_size=4k disk.qcow2 256M");
+  open_image (false);
+  w = image->writer;
+  while (append_of (&w->alloc) <= 2 * MAX_HOLES + 2 ||
+         refcounts_cover (w->rc, append_of (&w->alloc)))
+    must (write_byte (next++, 1, 'x') == 0, "can't write");
+  worker_stop (w);              /* only the test commits */
+
+  give_back_the_end (w);
+  must (write_byte (next++, 1, 'x') == 0, "can't write at the end");
+  alloc_note_full (&w->alloc);
+  must (write_byte (next, 1, 'B') == 0 &&
+        qcow2_trim (view, CLUSTER_BYTES, next * CLUSTER_BYTES, false) == 0 &&
+        qcow2_flush (view) == 0 && worker_round (w) == 0,
+        "can't use a hole");
+  atomic_store (&w->alloc.full, false);
+  must (qcow2_pwrite (view, "A", 1, next * CLUSTER_BYTES, false) == 0 &&
+        qcow2_pread (view, buf, sizeof buf, next * CLUSTER_BYTES) == 0,
+        "can't write at the end");
+  for (i = 1; i < sizeof buf && buf[i] == 0; ++i)
+    ;
+  ok (i == sizeof buf && buf[0] == 'A',
+      "what was trimmed does not come back in a new cluster");
+  close_image ();
+}
+
 int
 main (void)
 {
@@ -296,5 +400,6 @@ main (void)
   test_rounds (true);
   no_faults ();
   test_tail ();
+  test_end_not_fresh ();
   return tap_done ();
 }
