@@ -59,16 +59,19 @@ note (struct tally *t, const struct fault *f, long nth, const char *wrong)
               f->kind, nth, wrong);
 }
 
-/* Once more, without faults. */
+/* Once more, without faults.  Nothing leaks if the file could not be given a
+ * length: that is done before anything names what is there.
+ */
 static const char *
-judge (struct resize_truth *truth)
+judge (struct resize_truth *truth, enum log_kind kind)
 {
   static struct qcow2_error error;
   const char *wrong = resize_judge (truth, ".");
+  int leaks = kind == LOG_TRUNCATE ? 0 : 3;
 
   if (wrong)
     return wrong;
-  if (!damage_is_dirty (RESIZE_IMAGE) && qemu_check (RESIZE_IMAGE) & ~3)
+  if (!damage_is_dirty (RESIZE_IMAGE) && qemu_check (RESIZE_IMAGE) & ~leaks)
     return "the check finds something";
   if (resize_do (truth->c, ".", NULL, &error) < 0)
     return error.message;
@@ -114,7 +117,7 @@ one_fault (struct resize_truth *truth, const struct fault *kind, long nth,
   write_log_init (&log);
   log.hook = maybe_fail;
   log.opaque = &f;
-  image = resize_open (".", &log, &error);
+  image = resize_open (truth->c, ".", &log, &error);
   if (!image) {
     printf ("Bail out! %s\n", error.message);
     exit (1);
@@ -130,7 +133,8 @@ one_fault (struct resize_truth *truth, const struct fault *kind, long nth,
     grown = grows_on (truth, image);
   qcow2_close (image);
   t->nr_grown += grown;
-  note (t, &f, nth, grown ? resize_judge_grown (truth, ".") : judge (truth));
+  note (t, &f, nth, grown ? resize_judge_grown (truth, ".") :
+        judge (truth, f.kind));
   write_log_clear (&log);
   return f.hit;
 }
@@ -143,6 +147,8 @@ test_case (const struct resize_case *c)
   unsigned i;
   long nth;
 
+  if (c->small_cache)           /* nothing here fails in another way */
+    return;
   resize_make (c, &truth);
   run_command ("mkdir pristine && mv *.* pristine/");
   for (i = 0; i < sizeof kinds / sizeof kinds[0]; ++i)
