@@ -56,7 +56,8 @@ snapshot_change_end (struct snapshot_change *c, int r, const char *what)
     l1_refs_clear (&c->refs);
   l1_larger_clear (&c->larger);
   /* If this fails the worker goes on trying, and closing tells. */
-  if (c->w && c->w->begun && committer_state (&c->w->committer) == 0)
+  if (c->w && writer_has_begun (c->w) &&
+      committer_state (&c->w->committer) == 0)
     writer_rest (c->w);
   gate_open (&c->image->gate);
   if (r < 0 && c->error) {

@@ -5,6 +5,7 @@
  */
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,7 @@
 #include "grow-disk.h"
 #include "image.h"
 #include "image-builder.h"
+#include "metadata-damage.h"
 #include "power-check.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
@@ -44,6 +46,22 @@ open_image (bool writable)
   options.no_backing = false;
   options.log = keep_message;
   said[0] = '\0';
+  if (qcow2_open (SNAPSHOT_IMAGE, &options, &image, &error) < 0) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+  return image;
+}
+
+static struct qcow2 *
+open_logged (struct write_log *log)
+{
+  struct qcow2_options options;
+  struct qcow2_error error;
+  struct qcow2 *image;
+
+  snapshot_subject_options (&options);
+  write_log_use (log, &options);
   if (qcow2_open (SNAPSHOT_IMAGE, &options, &image, &error) < 0) {
     printf ("Bail out! %s\n", error.message);
     exit (1);
@@ -236,8 +254,6 @@ test_sizes (void)
 static void
 test_device (void)
 {
-  struct qcow2_options options;
-  struct qcow2_error error;
   struct write_log log;
   struct qcow2 *image;
   unsigned nr;
@@ -248,10 +264,7 @@ test_device (void)
                "truncate -s 60k " SNAPSHOT_IMAGE);
   write_log_init (&log);
   log.fixed_size = true;
-  snapshot_subject_options (&options);
-  write_log_use (&log, &options);
-  if (qcow2_open (SNAPSHOT_IMAGE, &options, &image, &error) < 0)
-    exit (1);
+  image = open_logged (&log);
   for (nr = 0; (r = create (image, "a", NULL)) == 0; ++nr)
     ;
   is_int (r, -ENOSPC, "after %u snapshots there is no room", nr);
@@ -259,6 +272,68 @@ test_device (void)
   is_int (create (image, "b", NULL), 0, "then there is");
   ok (nr > 5, "there were some");
   close_and_check (image);
+  write_log_clear (&log);
+}
+
+/*----- Storage that fails -----*/
+
+/* All writes behind the next two of the header: these set the dirty bit, and
+ * switch.
+ */
+static int
+fail_after_switch (void *opaque, const struct log_event *event)
+{
+  atomic_int *headers = opaque;
+
+  if (event->kind != LOG_WRITE || *headers < 0)
+    return 0;
+  if (*headers == 0)
+    return -EIO;
+  *headers -= event->offset == 0;
+  return 0;
+}
+
+static bool
+has_valid_bitmaps (void)
+{
+  uint64_t bytes;
+  uint8_t *header = file_content (SNAPSHOT_IMAGE, &bytes);
+  bool valid = header[95] & 1;
+
+  free (header);
+  return valid;
+}
+
+/* If an operation can't bring the image to rest, bitmaps are valid until the
+ * disk is written to, and no longer.
+ */
+static void
+test_bitmaps (void)
+{
+  atomic_int headers = -1;
+  struct qcow2_view *view;
+  struct write_log log;
+  struct qcow2 *image;
+
+  run_command (CREATE "-o cluster_size=4k " SNAPSHOT_IMAGE " 1M && "
+               "qemu-img bitmap --add " SNAPSHOT_IMAGE " dirty");
+  write_log_init (&log);
+  log.hook = fail_after_switch;
+  log.opaque = &headers;
+  image = open_logged (&log);
+  view = open_view (image, QCOW2_ACTIVE);
+  is_int (create (image, "a", NULL), 0, "a snapshot");
+  headers = 2;
+  is_int (create (image, "b", NULL), 0, "one that can't clean up");
+  is_int (headers, 0, "writes have failed");
+  headers = -1;
+  ok (has_valid_bitmaps (), "the disk's bitmap is valid");
+  is_int (fill (view, 1, 4 * KiB, 0), 0, "the disk is written to");
+  ok (!has_valid_bitmaps (), "now it is not");
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "it can be closed");
+  is_int (qemu_check (SNAPSHOT_IMAGE), 3, "the check finds the bitmap alone");
+  ok (!damage_is_dirty (SNAPSHOT_IMAGE), "the dirty bit is gone");
   write_log_clear (&log);
 }
 
@@ -487,6 +562,7 @@ main (void)
   test_cache_with_backing ();
   test_sizes ();
   test_device ();
+  test_bitmaps ();
   test_ids ();
   test_refused ();
   test_refused_sizes ();
