@@ -5,6 +5,7 @@
  */
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -149,6 +150,49 @@ test_views (void)
   ok (look (view, 0) == 4 && look (b, 0) == 2, "the snapshot stays");
   qcow2_view_close (b);
   qcow2_view_close (view);
+  close_and_check (image);
+}
+
+struct mapping {
+  struct qcow2_view *view;
+  atomic_bool done;
+};
+
+static int
+ignore_extent (void *opaque, const struct qcow2_map_extent *extent)
+{
+  return 0;
+}
+
+static void *
+map_disk (void *opaque)
+{
+  struct mapping *m = opaque;
+
+  qcow2_map (m->view, 1024 * KiB, 0, ignore_extent, NULL);
+  m->done = true;
+  return NULL;
+}
+
+/* An operation replaces the L1 table: nobody may look at it meanwhile. */
+static void
+test_map_waits (void)
+{
+  struct mapping m = { .done = false };
+  struct qcow2 *image;
+  pthread_t thread;
+
+  run_command (CREATE SNAPSHOT_IMAGE " 1M");
+  image = open_image (true);
+  m.view = open_view (image, QCOW2_ACTIVE);
+  gate_close (&image->gate);
+  pthread_create (&thread, NULL, map_disk, &m);
+  usleep (50000);
+  ok (!m.done, "a map waits for an operation");
+  gate_open (&image->gate);
+  pthread_join (thread, NULL);
+  ok (m.done, "and no longer");
+  qcow2_view_close (m.view);
   close_and_check (image);
 }
 
@@ -558,6 +602,7 @@ main (void)
 {
   scratch_dir_enter ();
   test_views ();
+  test_map_waits ();
   test_caches ();
   test_cache_with_backing ();
   test_sizes ();
