@@ -386,6 +386,42 @@ test_bitmaps (void)
   write_log_clear (&log);
 }
 
+/* The file system is full: the file has this size, at most. */
+static int
+refuse_growth (void *opaque, const struct log_event *event)
+{
+  const uint64_t *limit = opaque;
+
+  return (event->kind == LOG_WRITE || event->kind == LOG_TRUNCATE) &&
+    event->offset + event->count > *limit ? -ENOSPC : 0;
+}
+
+/* Free clusters are behind those of both snapshots. */
+static void
+test_full (void)
+{
+  uint64_t limit = UINT64_MAX;
+  struct write_log log;
+  struct qcow2 *image;
+
+  run_command (CREATE "-o cluster_size=512 " SNAPSHOT_IMAGE " 1M && "
+               IO "'write -P 1 0 20k' " SNAPSHOT_IMAGE " > log && "
+               "qemu-img snapshot -c a " SNAPSHOT_IMAGE " && "
+               "qemu-img snapshot -c b " SNAPSHOT_IMAGE " && "
+               IO "'write -P 2 0 50k' -c 'write -z -u 0 50k' "
+               SNAPSHOT_IMAGE " > log");
+  write_log_init (&log);
+  log.hook = refuse_growth;
+  log.opaque = &limit;
+  image = open_logged (&log);
+  limit = (uint64_t) qcow2_storage_size (image->chain.layers[0]->file);
+  is_int (create (image, "c", NULL), 0, "a snapshot, while the disk is full");
+  is_int (qcow2_snapshot_delete (image, 0, NULL), 0, "one is deleted");
+  is_int (qcow2_snapshot_apply (image, 0, NULL), 0, "another one applied");
+  close_and_check (image);
+  write_log_clear (&log);
+}
+
 /*----- Ids, limits -----*/
 
 static void
@@ -613,6 +649,7 @@ main (void)
   test_sizes ();
   test_device ();
   test_bitmaps ();
+  test_full ();
   test_ids ();
   test_refused ();
   test_refused_sizes ();
