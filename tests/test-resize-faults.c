@@ -12,6 +12,7 @@
 
 #include "grow-disk.h"
 #include "metadata-damage.h"
+#include "image.h"
 #include "power-check.h"
 #include "qemu-image.h"
 #include "resize-case.h"
@@ -36,7 +37,7 @@ static const struct fault kinds[] = {
 };
 
 struct tally {
-  unsigned nr_cases, nr_failed, nr_silent, nr_grown, nr_bad;
+  unsigned nr_cases, nr_failed, nr_silent, nr_untrue, nr_grown, nr_bad;
   char first[400];
 };
 
@@ -129,6 +130,8 @@ one_fault (struct resize_truth *truth, const struct fault *kind, long nth,
   t->nr_cases++;
   t->nr_failed += r < 0;
   t->nr_silent += r < 0 && !strstr (error.message, RESIZE_IMAGE);
+  t->nr_untrue += r < 0 && !strstr (error.message, "was made") !=
+    (image->chain.layers[0]->size_bytes != truth->c->size_bytes);
   if (r < 0 && grow)
     grown = grows_on (truth, image);
   qcow2_close (image);
@@ -158,6 +161,8 @@ test_case (const struct resize_case *c)
   is_int (t.nr_bad, 0, "%s: %u faults leave a sound image%s%s", c->name,
           t.nr_cases, t.nr_bad > 0 ? ": " : "", t.first);
   is_int (t.nr_silent, 0, "%s: each message names the file", c->name);
+  is_int (t.nr_untrue, 0, "%s: and tells of another size if there is one",
+          c->name);
   ok (t.nr_failed > 3 && t.nr_grown > 1, "%s: %u of them let resizing fail, "
       "%u times the disk grew on", c->name, t.nr_failed, t.nr_grown);
   resize_clear (&truth);
