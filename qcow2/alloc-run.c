@@ -2,9 +2,9 @@
 
 /* Allocating many clusters in a row, for a table that moves.
  *
- * It is looked for behind the end of the file, or on storage of fixed size
- * among all clusters, where refcount blocks are; if there is none, blocks
- * are made for one.
+ * It is looked for behind the end of the file, or on storage that can't grow
+ * (or has refused to) among all clusters, where refcount blocks are; if there
+ * is none, blocks are made for one.
  */
 
 #include <errno.h>
@@ -79,13 +79,14 @@ int
 alloc_run (struct allocator *a, uint64_t nr, uint64_t *first)
 {
   bool can_grow = qcow2_storage_can_grow (a->layer->file);
-  uint64_t from = can_grow ? a->append : 0;
+  uint64_t from = can_grow && !a->full ? a->append : 1;
   uint64_t covered = refcounts_end (a->rc);
+  uint64_t behind = can_grow && a->append > covered ? a->append : covered;
   int r;
 
   r = find_run (a->rc, from, covered < a->end ? covered : a->end, nr, first);
   if (r == -ENOSPC)
-    r = refcount_grow_run (a, covered > from ? covered : from, nr, first);
+    r = refcount_grow_run (a, behind, nr, first);
   if (r == 0)
     r = claim_run (a, *first, nr);
   if (r == 0 && can_grow)

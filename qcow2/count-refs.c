@@ -146,6 +146,27 @@ count_snapshot_table (const struct ref_counter *c)
                     c->walk->snapshots->table_bytes, 1, &at, &good);
 }
 
+/* A disk has an L1 table.  An entry that was lost, and is zeros now, reads as
+ * a snapshot without one; what it named is not known.
+ */
+static int
+judge_snapshots (const struct ref_counter *c)
+{
+  const struct snapshot_table *table = c->walk->snapshots;
+  struct ref_place at = {
+    "snapshot table", c->layer->header.snapshots_offset, 0, NULL,
+  };
+  int r = 0;
+
+  for (; r == 0 && at.index < table->nr_snapshots; ++at.index) {
+    const struct snapshot *sn = &table->snapshots[at.index];
+
+    if (sn->l1_entries == 0 && sn->disk_size_bytes > 0)
+      r = ref_problem (c, PROBLEM_BAD, &at, "the snapshot has no L1 table");
+  }
+  return r;
+}
+
 /*----- L1 tables -----*/
 
 static int
@@ -336,6 +357,8 @@ count_refs (struct ref_walk *walk, struct qcow2_error *error)
     r = count_header (&c);
   if (r == 0)
     r = count_snapshot_table (&c);
+  if (r == 0)
+    r = judge_snapshots (&c);
   if (r == 0)
     r = count_bitmaps (&c);
   if (r == 0)

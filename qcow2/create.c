@@ -240,14 +240,28 @@ open_files (struct creation *c)
 
 /*----- Writing -----*/
 
+/* Behind the first sector: without that it is none. */
+static int
+write_header_rest (struct creation *c)
+{
+  if (c->header.nr_bytes <= SECTOR)
+    return 0;
+  c->header_begun = true;
+  return qcow2_storage_write (c->image.storage, c->header.bytes + SECTOR,
+                              c->header.nr_bytes - SECTOR, SECTOR,
+                              false);
+}
+
+/* One sector is written or is not; the rest of the header is durable. */
 static int
 write_header (struct creation *c)
 {
   struct qcow2_storage *s = c->image.storage;
+  size_t bytes = c->header.nr_bytes < SECTOR ? c->header.nr_bytes : SECTOR;
   int r;
 
   c->header_begun = true;
-  r = qcow2_storage_write (s, c->header.bytes, c->header.nr_bytes, 0, false);
+  r = qcow2_storage_write (s, c->header.bytes, bytes, 0, false);
   return r < 0 ? r : qcow2_storage_flush (s);
 }
 
@@ -284,6 +298,8 @@ write_files (struct creation *c)
                            c->options.preallocation);
   if (r == 0)
     r = preallocate_tables (c->image.storage, &c->layout);
+  if (r == 0)
+    r = write_header_rest (c);
   if (r == 0 && data)
     r = qcow2_storage_flush (data);
   if (r == 0)

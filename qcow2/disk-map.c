@@ -193,7 +193,7 @@ qcow2_map (struct qcow2_view *view, uint64_t count, uint64_t offset,
   int r = 0;
 
   while (r == 0 && offset < end) {
-    struct epoch_ticket ticket = epoch_enter (&view->image->epoch);
+    struct epoch_ticket ticket = gate_enter (&view->image->gate);
 
     r = step (&w, offset, end - offset, &length_bytes);
     epoch_leave (ticket);

@@ -3,11 +3,14 @@
 /* Space for a part of the disk before anything is written to it.
  *
  * Clusters are allocated, and made to read as zeros if they don't yet; then
- * their space is taken; then they are linked.  As for a write, a commit makes
- * all that durable before the entries.
+ * their space is taken; then the file is made as long as they need, since not
+ * all of them are written; then they are linked.  As for a write, a commit
+ * makes all that durable before the entries, the length of the file too: a
+ * commit may come at any time.
  */
 
 #include <errno.h>
+#include <string.h>
 
 #include "create.h"
 #include "l2.h"
@@ -116,35 +119,31 @@ fill_run (struct filling *f, uint64_t offset, unsigned nr,
   return 0;
 }
 
-/* As far as one slice of an L2 table goes; *NEXT is behind it. */
-static int
-fill_slice (struct filling *f, uint64_t offset, uint64_t end, uint64_t *next)
-{
+/* The entries of a slice, from guest OFFSET on. */
+struct filled_slice {
+  uint64_t offset;
+  unsigned nr;
   struct l2_entry entries[L2_SLICE_ENTRIES];
-  unsigned nr, i = 0, done;
-  bool changed = false;
-  int r, r2;
+  bool filled[L2_SLICE_ENTRIES]; /* it has space since now */
+};
 
-  *next = l2_slice_end (f->w, offset);
-  if (*next > end)
-    *next = end;
-  nr = (unsigned) ((*next - offset + (UINT64_C (1) << cluster_bits (f)) - 1)
-                   >> cluster_bits (f));
-  r = l2_own_table (f->w, offset, f->ticket);
-  if (r == 0)
-    r = l2_read (f->w, offset, nr, entries);
-  while (r == 0 && i < nr) {
+static int
+fill_entries (struct filling *f, struct filled_slice *s, bool *changed)
+{
+  unsigned i = 0, done;
+  int r = 0;
+
+  while (r == 0 && i < s->nr) {
     done = 1;
-    if (!has_space (f, &entries[i])) {
-      r = fill_run (f, offset + ((uint64_t) i << cluster_bits (f)), nr - i,
-                    &entries[i], &done);
-      changed |= done > 0;
+    if (!has_space (f, &s->entries[i])) {
+      r = fill_run (f, s->offset + ((uint64_t) i << cluster_bits (f)),
+                    s->nr - i, &s->entries[i], &done);
+      memset (&s->filled[i], true, done);
+      *changed |= done > 0;
     }
     i += done;
   }
-  /* What was allocated before an error, too: it is not lost then. */
-  r2 = changed ? l2_link (f->w, offset, nr, entries) : 0;
-  return r < 0 ? r : r2;
+  return r;
 }
 
 /* What was not written may be behind the end of the file. */
@@ -153,11 +152,53 @@ extend_file (const struct filling *f)
 {
   struct qcow2_storage *s = f->w->top->file;
   int64_t size_bytes = qcow2_storage_size (s);
+  int r;
 
   if (size_bytes < 0 || f->host_end <= (uint64_t) size_bytes ||
       !qcow2_storage_can_grow (s))
     return size_bytes < 0 ? (int) size_bytes : 0;
-  return qcow2_storage_truncate (s, f->host_end);
+  r = qcow2_storage_truncate (s, f->host_end);
+  epoch_note_write (f->ticket);
+  return r;
+}
+
+/* If that fails nothing names what was allocated. */
+static int
+link_filled (const struct filling *f, const struct filled_slice *s)
+{
+  unsigned i;
+  int r = extend_file (f);
+
+  if (r == 0)
+    r = l2_link (f->w, s->offset, s->nr, s->entries);
+  for (i = 0; r < 0 && i < s->nr; ++i)
+    if (s->filled[i] && !f->w->top->external_data)
+      retire_now (&f->w->retire,
+                  l2_host_cluster (&s->entries[i]) >> cluster_bits (f), 1);
+  return r;
+}
+
+/* As far as one slice of an L2 table goes; *NEXT is behind it. */
+static int
+fill_slice (struct filling *f, uint64_t offset, uint64_t end, uint64_t *next)
+{
+  struct filled_slice s = { .offset = offset };
+  bool changed = false;
+  int r, r2;
+
+  *next = l2_slice_end (f->w, offset);
+  if (*next > end)
+    *next = end;
+  s.nr = (unsigned) ((*next - offset + (UINT64_C (1) << cluster_bits (f)) - 1)
+                     >> cluster_bits (f));
+  r = l2_own_table (f->w, offset, f->ticket);
+  if (r == 0)
+    r = l2_read (f->w, offset, s.nr, s.entries);
+  if (r == 0)
+    r = fill_entries (f, &s, &changed);
+  /* What was allocated before an error, too: it is not lost then. */
+  r2 = changed ? link_filled (f, &s) : 0;
+  return r < 0 ? r : r2;
 }
 
 int
@@ -174,5 +215,5 @@ preallocate_guest (struct writer *w, uint64_t from, uint64_t end,
     r = fill_slice (&f, from, end, &from);
     epoch_leave (f.ticket);
   }
-  return r < 0 ? r : extend_file (&f);
+  return r;
 }

@@ -630,9 +630,10 @@ extern int qcow2_snapshot_create (struct qcow2 *image,
 
 /* Give the active layer the content, size and VM state of a snapshot, which
  * stays.  Views of the active layer that are open have them, too; what it had
- * is lost.  -EBUSY: the image has valid bitmaps; -ENOTSUP: the size is another
- * one, and there are snapshots that don't tell theirs, or the image is of
- * version 2; -ENOENT: no such index.
+ * is lost.  -EBUSY: the image has valid bitmaps, or the disk would get smaller
+ * and there are open views; -ENOTSUP: the size is another one, and there are
+ * snapshots that don't tell theirs, or the image is of version 2; -ENOENT: no
+ * such index.
  */
 extern int qcow2_snapshot_apply (struct qcow2 *image, size_t index,
                                  struct qcow2_error *error);

@@ -110,9 +110,12 @@ resize (struct qcow2 *image, struct resize *z, struct qcow2_error *error)
     r = writer_rest (z->w);
   if (r == 0)
     return 0;
-  if (!larger && top->size_bytes == z->new_bytes)
-    return qcow2_error_set (error, -r, "%s: the disk was made smaller, but "
-                            "not all of its space could be given back: %s",
+  if (top->size_bytes == z->new_bytes)
+    return qcow2_error_set (error, -r, larger ?
+                            "%s: the disk was made larger, but the image "
+                            "could not be brought to rest: %s" :
+                            "%s: the disk was made smaller, but not all of "
+                            "its space could be given back: %s",
                             top->filename, strerror (-r));
   return qcow2_error_set (error, -r, "%s: the disk could not be made %s: %s",
                           top->filename, larger ? "larger" : "smaller",

@@ -40,6 +40,20 @@ check_bitmaps (const struct snapshot_change *c)
   return 0;
 }
 
+/* A request that waits at the gate may lie behind the new end: it would write
+ * to the VM state that is applied.
+ */
+static int
+check_views (const struct application *a)
+{
+  const struct snapshot_change *c = &a->c;
+
+  if (a->size_bytes >= c->top->size_bytes || !image_has_views (c->image))
+    return 0;
+  return qcow2_error_set (c->error, EBUSY, "the snapshot's disk is smaller, "
+                          "and the image is in use");
+}
+
 /* A snapshot that doesn't tell its disk's size has the image's. */
 static int
 check_size (const struct application *a)
@@ -101,6 +115,8 @@ plan (struct application *a)
   r = check_bitmaps (c);
   if (r == 0)
     r = check_size (a);
+  if (r == 0)
+    r = check_views (a);
   if (r == 0)
     r = l1_table_read (c->top, "snapshot L1 table", sn->l1_offset,
                        sn->l1_entries, &a->l1, c->error);

@@ -56,7 +56,8 @@ snapshot_change_end (struct snapshot_change *c, int r, const char *what)
     l1_refs_clear (&c->refs);
   l1_larger_clear (&c->larger);
   /* If this fails the worker goes on trying, and closing tells. */
-  if (c->w && c->w->begun && committer_state (&c->w->committer) == 0)
+  if (c->w && writer_has_begun (c->w) &&
+      committer_state (&c->w->committer) == 0)
     writer_rest (c->w);
   gate_open (&c->image->gate);
   if (r < 0 && c->error) {
@@ -100,17 +101,21 @@ write_table (struct snapshot_change *c, const struct new_table *table,
   return r;
 }
 
-int
-snapshot_new_table (struct snapshot_change *c, struct new_table *table,
-                    enum metadata_kind kind, const void *data,
-                    uint64_t bytes)
+static void
+give_up_table (struct snapshot_change *c, struct new_table *table)
+{
+  snapshot_retire (c, table->kind, table->offset, table->bytes);
+  table->bytes = 0;
+}
+
+static int
+new_table (struct snapshot_change *c, struct new_table *table,
+           enum metadata_kind kind, const void *data, uint64_t bytes)
 {
   unsigned bits = c->top->header.cluster_bits;
   uint64_t nr = clusters_of (c, bytes), first;
   int r;
 
-  if (bytes == 0)
-    return 0;
   r = alloc_run (&c->w->alloc, nr, &first);
   if (r < 0)
     return r;
@@ -128,6 +133,25 @@ snapshot_new_table (struct snapshot_change *c, struct new_table *table,
   table->offset = first << bits;
   table->bytes = bytes;
   return write_table (c, table, data);
+}
+
+/* Where the file can't grow any more there may be room in it. */
+int
+snapshot_new_table (struct snapshot_change *c, struct new_table *table,
+                    enum metadata_kind kind, const void *data,
+                    uint64_t bytes)
+{
+  struct allocator *a = &c->w->alloc;
+  int r;
+
+  if (bytes == 0)
+    return 0;
+  r = new_table (c, table, kind, data, bytes);
+  if (r != -ENOSPC || !qcow2_storage_can_grow (c->top->file) || a->full)
+    return r;
+  give_up_table (c, table);
+  alloc_note_full (a);
+  return new_table (c, table, kind, data, bytes);
 }
 
 void
@@ -160,13 +184,6 @@ snapshot_raise (struct snapshot_change *c)
   int r = l1_refs_raise (&c->refs);
 
   return r == 0 ? commit (&c->w->committer) : r;
-}
-
-static void
-give_up_table (struct snapshot_change *c, struct new_table *table)
-{
-  snapshot_retire (c, table->kind, table->offset, table->bytes);
-  table->bytes = 0;
 }
 
 /* Flags are set when the refcounts are durable that they tell of. */

@@ -204,18 +204,30 @@ judge_entry (struct reader *rd, uint32_t index, uint32_t extra_bytes)
   return 0;
 }
 
-/* The file ends within an entry.  If that was one, it named clusters. */
+/* D is left out, and what is behind it.  It may have been a snapshot, which
+ * named clusters, though there is nothing in it now; unless the header has a
+ * number that can't be.
+ */
+static bool
+is_lost (const struct reader *rd, const struct disk_snapshot *d)
+{
+  static const struct disk_snapshot nothing;
+
+  return rd->layer->header.nr_snapshots <= MAX_SNAPSHOTS ||
+    memcmp (d, &nothing, sizeof *d) != 0;
+}
+
+/* The file ends within an entry, or before it. */
 static int
 read_rest (struct reader *rd)
 {
-  static const struct disk_snapshot nothing;
-  struct disk_snapshot d = nothing;
+  struct disk_snapshot d = { .l1_table_offset = 0 };
   int r = qcow2_storage_read_meta (rd->layer->file, &d,
                                    rd->file_bytes - rd->offset, rd->offset);
 
   if (r < 0)
     return r;
-  rd->mend->lost = memcmp (&d, &nothing, sizeof d) != 0;
+  rd->mend->lost = is_lost (rd, &d);
   return 1;
 }
 
@@ -225,7 +237,6 @@ read_entry (struct reader *rd, uint32_t index)
 {
   struct snapshot_mend *m = rd->mend;
   struct snapshot *sn = &m->table.snapshots[m->table.nr_snapshots];
-  static const struct disk_snapshot nothing;
   struct disk_snapshot d;
   uint32_t extra_bytes, names_bytes;
   uint64_t bytes = sizeof d;
@@ -241,7 +252,7 @@ read_entry (struct reader *rd, uint32_t index)
   names_bytes = be16toh (d.id_str_size) + (uint32_t) be16toh (d.name_size);
   bytes += (uint64_t) extra_bytes + names_bytes;
   if (is_overhanging (rd, &d, bytes)) {
-    m->lost = memcmp (&d, &nothing, sizeof d) != 0;
+    m->lost = is_lost (rd, &d);
     return 1;
   }
   r = judge_entry (rd, index, be32toh (d.extra_data_size));

@@ -251,10 +251,12 @@ writer_begin_operation (struct writer *w, bool keep_bitmaps)
     return r;
   pthread_mutex_lock (&w->begin_lock);
   r = begin_locked (w, w->top->header.version >= 3, keep_bitmaps);
-  if (r == 0)
-    w->begun = true;
-  else
+  if (r < 0)
     log_begin_failed (w, r);
+  else if (keep_bitmaps)
+    w->begun_beside = true;
+  else
+    w->begun = true;
   pthread_mutex_unlock (&w->begin_lock);
   return r;
 }
@@ -364,7 +366,7 @@ writer_rest (struct writer *w)
 {
   int r;
 
-  if (!w->begun && !w->begun_beside)
+  if (!writer_has_begun (w))
     return clear_dirty_bit (w); /* if that has failed before */
   worker_stop (w);
   atomic_store (&w->committer.finishing, true);
@@ -390,7 +392,7 @@ writer_views_closed (struct writer *w)
 
   if (!w || committer_state (&w->committer) < 0)
     return;
-  if (!w->begun && !w->begun_beside && (!w->dirty || w->unrepaired))
+  if (!writer_has_begun (w) && (!w->dirty || w->unrepaired))
     return;
   /* Most of the work, retiring too, so that a client that comes meanwhile
    * waits for little; and for nothing, once it is there.

@@ -105,6 +105,15 @@ extern int writer_begin_beside (struct writer *w);
  */
 extern int writer_begin_operation (struct writer *w, bool keep_bitmaps);
 
+/* Has anything changed since the image was at rest?  While the gate is open
+ * that may become true.
+ */
+static inline bool
+writer_has_begun (const struct writer *w)
+{
+  return w->begun || w->begun_beside;
+}
+
 /*----- Background (worker.c) -----*/
 
 /* NR clusters from FIRST on are about to have no reference any more: forget

@@ -359,8 +359,9 @@ END
     refuses 1 'snapshot table .* past the end' check -r all disk.qcow2
 }
 
-# The table's second entry is cut, but still names the snapshot's L1 table.
-@test "the file ends within a snapshot table's entry: nothing is freed" {
+# The table's second entry is cut, but still names the snapshot's L1 table; or
+# nothing is left of it.
+@test "an entry of the snapshot table is lost: nothing is freed" {
     simple_image
     qemu-img snapshot -c one disk.qcow2
     qemu-io -f qcow2 -c 'write -q -P 7 0 64k' disk.qcow2
@@ -376,10 +377,15 @@ END
     two=$((0x$(xxd -p -s $((new + 72)) -l 8 disk.qcow2)))
     block=$((0x20000 + two / 65536 * 2))
     [ "$(xxd -p -s $block -l 2 disk.qcow2)" = 0001 ]
-    truncate -s $((new + 72 + 20)) disk.qcow2
-    run_img check -r all disk.qcow2
-    [ "$status" -eq 3 ]
-    [ "$(xxd -p -s $block -l 2 disk.qcow2)" = 0001 ]
+    mv disk.qcow2 whole.qcow2
+    for lost in "truncate -s $((new + 72 + 20))" "truncate -s $((new + 72))" \
+        "fallocate -z -o $((new + 72)) -l 72"; do
+        cp whole.qcow2 disk.qcow2
+        $lost disk.qcow2
+        run_img check -r all disk.qcow2
+        [ "$status" -eq 3 ] || fail "$lost: $status"
+        [ "$(xxd -p -s $block -l 2 disk.qcow2)" = 0001 ] || fail "$lost"
+    done
 }
 
 @test "a snapshot's name that goes on behind the file is cut" {

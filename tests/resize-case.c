@@ -21,73 +21,81 @@
 
 const struct resize_case resize_cases[] = {
   { "512-byte clusters, version 2", CREATE "-o compat=0.10,cluster_size=512 "
-    DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET, 66048, OFF, false },
+    DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET,
+    66048, OFF, false, false },
   { "512-byte clusters, snapshot", CREATE "-o cluster_size=512 "
     DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET " && " SNAPSHOT
-    " && " IO "'write -P 2 40k 60k' " DISK QUIET, 80384, OFF, true },
+    " && " IO "'write -P 2 40k 60k' " DISK QUIET, 80384, OFF, true, false },
   { "512-byte clusters, shared tables", CREATE "-o cluster_size=512 "
     DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET " && " SNAPSHOT,
-    80384, OFF, true },
+    80384, OFF, true, false },
   { "64-bit refcounts", CREATE "-o cluster_size=512,refcount_bits=64 "
-    DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET, 30208, OFF, false },
+    DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET,
+    30208, OFF, false, false },
   { "4K clusters, version 2", CREATE "-o compat=0.10,cluster_size=4k "
     DISK "5M && " IO "'write -P 1 900k 200k' -c 'write -P 2 4M 100k' "
-    DISK QUIET, 1000448, OFF, false },
+    DISK QUIET, 1000448, OFF, false, false },
   { "4K clusters, snapshot", CREATE "-o cluster_size=4k " DISK "400k && "
     IO "'write -P 1 0 400k' " DISK QUIET " && " SNAPSHOT,
-    100864, OFF, true },
+    100864, OFF, true, false },
   { "64K clusters", CREATE DISK "1M && " IO "'write -P 1 0 1M' " DISK QUIET,
-    300544, OFF, false },
+    300544, OFF, false, false },
   { "64K clusters, version 2", CREATE "-o compat=0.10 " DISK "1M && "
-    IO "'write -P 1 0 1M' " DISK QUIET, 300544, OFF, false },
+    IO "'write -P 1 0 1M' " DISK QUIET, 300544, OFF, false, false },
   { "64K clusters, snapshot", CREATE DISK "1M && " IO "'write -P 1 0 1M' "
     DISK QUIET " && " SNAPSHOT " && " IO "'write -P 2 200k 300k' "
-    DISK QUIET, 300544, OFF, true },
+    DISK QUIET, 300544, OFF, true, false },
   { "extended L2, snapshot", CREATE "-o extended_l2=on,cluster_size=16k "
     DISK "600k && " IO "'write -P 1 0 600k' " DISK QUIET " && " SNAPSHOT
-    " && " IO "'write -P 2 90k 3k' " DISK QUIET, 100352, OFF, true },
+    " && " IO "'write -P 2 90k 3k' " DISK QUIET, 100352, OFF, true, false },
   { "compressed clusters", CREATE "-o cluster_size=4k " DISK "200k && "
     IO "'write -c -P 1 0 100k' -c 'write -P 2 100k 100k' " DISK QUIET,
-    50688, OFF, false },
+    50688, OFF, false, false },
   { "lazy refcounts", CREATE "-o lazy_refcounts=on,cluster_size=4k "
-    DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET, 50688, OFF, false },
+    DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET,
+    50688, OFF, false, false },
   { "a data file", CREATE "-o data_file=data.raw,cluster_size=4k "
-    DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET, 50688, OFF, false },
+    DISK "200k && " IO "'write -P 1 0 200k' " DISK QUIET,
+    50688, OFF, false, false },
   { "a raw data file", CREATE "-o data_file=data.raw,data_file_raw=on,"
     "cluster_size=4k " DISK "200k && " IO "'write -P 1 0 200k' "
-    DISK QUIET, 50688, OFF, false },
+    DISK QUIET, 50688, OFF, false, false },
   { "an overlay", CREATE "base.qcow2 400k && " IO "'write -P 1 0 400k' "
     "base.qcow2 " QUIET " && " CREATE "-o cluster_size=4k -F qcow2 "
     "-b base.qcow2 " DISK "200k && " IO "'write -P 2 90k 30k' "
-    DISK QUIET, 100864, OFF, false },
+    DISK QUIET, 100864, OFF, false, false },
   { "to nothing", CREATE "-o cluster_size=512 " DISK "50688 && "
-    IO "'write -P 1 0 50688' " DISK QUIET, 0, OFF, false },
+    IO "'write -P 1 0 50688' " DISK QUIET, 0, OFF, false, false },
   { "to nothing, version 2", CREATE "-o compat=0.10 " DISK "300k && "
-    IO "'write -P 1 0 300k' " DISK QUIET, 0, OFF, false },
+    IO "'write -P 1 0 300k' " DISK QUIET, 0, OFF, false, false },
   { "grown with metadata", CREATE "-o cluster_size=512 " DISK "50688 && "
     IO "'write -P 1 10k 40448' " DISK QUIET,
-    150016, QCOW2_PREALLOCATION_METADATA, false },
+    150016, QCOW2_PREALLOCATION_METADATA, false, false },
+  { "grown with metadata, a small cache", CREATE
+    "-o lazy_refcounts=on,cluster_size=512 " DISK "50688 && "
+    IO "'write -P 1 0 50688' " DISK QUIET,
+    350208, QCOW2_PREALLOCATION_METADATA, false, true },
   { "grown, written, snapshot", CREATE
     "-o cluster_size=4k " DISK "50688 && " IO "'write -P 1 0 50688' "
     DISK QUIET " && " SNAPSHOT,
-    150016, QCOW2_PREALLOCATION_FULL, true },
+    150016, QCOW2_PREALLOCATION_FULL, true, false },
   { "grown, 64K clusters, reserved", CREATE DISK "100352 && "
     IO "'write -P 1 0 100352' " DISK QUIET,
-    1000448, QCOW2_PREALLOCATION_FALLOC, false },
+    1000448, QCOW2_PREALLOCATION_FALLOC, false, false },
   { "grown, version 2, written", CREATE "-o compat=0.10,cluster_size=4k "
     DISK "50688 && " IO "'write -P 1 0 50688' " DISK QUIET,
-    200192, QCOW2_PREALLOCATION_FULL, false },
+    200192, QCOW2_PREALLOCATION_FULL, false, false },
   { "grown over a longer backing file", CREATE "base.qcow2 400k && "
     IO "'write -P 1 0 400k' base.qcow2 " QUIET " && " CREATE
     "-o cluster_size=4k -F qcow2 -b base.qcow2 " DISK "50688",
-    500224, QCOW2_PREALLOCATION_METADATA, false },
+    500224, QCOW2_PREALLOCATION_METADATA, false, false },
   { "grown, extended L2, over a backing file", CREATE "base.qcow2 400k && "
     IO "'write -P 1 0 400k' base.qcow2 " QUIET " && " CREATE
     "-o extended_l2=on,cluster_size=16k -F qcow2 -b base.qcow2 "
-    DISK "50688", 500224, QCOW2_PREALLOCATION_FALLOC, false },
+    DISK "50688", 500224, QCOW2_PREALLOCATION_FALLOC, false, false },
   { "grown, a data file", CREATE "-o data_file=data.raw,cluster_size=4k "
     DISK "50688 && " IO "'write -P 1 0 50688' " DISK QUIET,
-    150016, QCOW2_PREALLOCATION_FALLOC, false },
+    150016, QCOW2_PREALLOCATION_FALLOC, false, false },
 };
 
 const unsigned nr_resize_cases = sizeof resize_cases / sizeof resize_cases[0];
@@ -132,13 +140,15 @@ open_image (const char *dir, const struct qcow2_options *options,
 }
 
 struct qcow2 *
-resize_open (const char *dir, struct write_log *log,
-             struct qcow2_error *error)
+resize_open (const struct resize_case *c, const char *dir,
+             struct write_log *log, struct qcow2_error *error)
 {
   struct qcow2_options options;
 
   set_options (&options);
   options.writable = true;
+  if (c && c->small_cache)
+    options.cache_bytes = 1;
   if (log)
     write_log_use (log, &options);
   return open_image (dir, &options, error);
@@ -196,7 +206,7 @@ int
 resize_do (const struct resize_case *c, const char *dir,
            struct write_log *log, struct qcow2_error *error)
 {
-  struct qcow2 *image = resize_open (dir, log, error);
+  struct qcow2 *image = resize_open (c, dir, log, error);
   int r, r2;
 
   if (!image)
@@ -275,7 +285,7 @@ const char *
 resize_judge_grown (struct resize_truth *truth, const char *dir)
 {
   static struct qcow2_error error;
-  struct qcow2 *image = resize_open (dir, NULL, &error);
+  struct qcow2 *image = resize_open (NULL, dir, NULL, &error);
   const char *wrong = NULL;
   char name[200];
 

@@ -18,6 +18,7 @@ struct resize_case {
   uint64_t size_bytes;          /* to be given */
   enum qcow2_preallocation preallocation;
   bool snapshot;
+  bool small_cache;             /* the smallest: it commits half-way */
 };
 
 extern const struct resize_case resize_cases[];
@@ -43,10 +44,11 @@ extern void resize_make (const struct resize_case *c,
                          struct resize_truth *truth);
 extern void resize_clear (struct resize_truth *truth);
 
-/* Open DIR's image to be written, with LOG (may be NULL).  NULL: an error,
- * which is in ERROR.
+/* Open DIR's image to be written, with LOG (may be NULL), as the case C wants
+ * it (may be NULL).  NULL: an error, which is in ERROR.
  */
-extern struct qcow2 *resize_open (const char *dir, struct write_log *log,
+extern struct qcow2 *resize_open (const struct resize_case *c,
+                                  const char *dir, struct write_log *log,
                                   struct qcow2_error *error);
 
 /* Resize it as the case says, and close it.  Returns the first error. */

@@ -17,6 +17,11 @@
 
 #define SIZE_BYTES (UINT64_C (2) << 20)
 
+/* A header of two sectors. */
+#define HERE_10 "././././././././././"
+#define HERE_50 HERE_10 HERE_10 HERE_10 HERE_10 HERE_10
+#define LONG_NAME HERE_50 HERE_50 HERE_50 HERE_50 HERE_50 "base.raw"
+
 static const char *const kinds[] = {
   "compat=v3",
   "preallocation=metadata,cluster_size=4k",
@@ -25,6 +30,7 @@ static const char *const kinds[] = {
   "data_file=x.raw",
   "data_file=x.raw,preallocation=full,cluster_size=4k",
   "backing_file=base.raw,backing_fmt=raw",
+  "backing_file=" LONG_NAME ",backing_fmt=raw",
 };
 
 #define NR_KINDS (sizeof kinds / sizeof kinds[0])
@@ -183,6 +189,7 @@ test_order (const char *text)
     }
   is_int (nr_headers, 1, "... the header is written once");
   ok (is_durable (&log, header), "... when all else is durable");
+  ok (log.events[header]->count <= 512, "... and by one sector");
   is_int ((int64_t) (log.nr - header), 2,
           "... and nothing comes after it but one request");
   ok (is_durable (&log, log.nr), "... which makes it durable");

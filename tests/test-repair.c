@@ -373,6 +373,8 @@ test_entries (void)
 static void
 test_tables (void)
 {
+  uint64_t at, i;
+
   make_image ("cluster_size=4k");
   put64 (l1, get64 (l1) + 512);
   is_left_alone ("an L2 table out of place", "the L2 table is not aligned");
@@ -398,6 +400,11 @@ test_tables (void)
   make_image ("cluster_size=4k");
   put64 (get64 (64), get64 (get64 (64)) + 512);
   is_left_alone ("a snapshot out of place", "not aligned");
+  make_image ("cluster_size=4k");
+  at = get64 (64);
+  for (i = 0; i < 128; i += 8)
+    put64 (at + i, 0);
+  is_left_alone ("a snapshot table of zeros", "has no L1 table");
 }
 
 static void

@@ -12,6 +12,7 @@
 
 #include "grow-disk.h"
 #include "metadata-damage.h"
+#include "image.h"
 #include "power-check.h"
 #include "qemu-image.h"
 #include "resize-case.h"
@@ -36,7 +37,7 @@ static const struct fault kinds[] = {
 };
 
 struct tally {
-  unsigned nr_cases, nr_failed, nr_silent, nr_grown, nr_bad;
+  unsigned nr_cases, nr_failed, nr_silent, nr_untrue, nr_grown, nr_bad;
   char first[400];
 };
 
@@ -59,16 +60,19 @@ note (struct tally *t, const struct fault *f, long nth, const char *wrong)
               f->kind, nth, wrong);
 }
 
-/* Once more, without faults. */
+/* Once more, without faults.  Nothing leaks if the file could not be given a
+ * length: that is done before anything names what is there.
+ */
 static const char *
-judge (struct resize_truth *truth)
+judge (struct resize_truth *truth, enum log_kind kind)
 {
   static struct qcow2_error error;
   const char *wrong = resize_judge (truth, ".");
+  int leaks = kind == LOG_TRUNCATE ? 0 : 3;
 
   if (wrong)
     return wrong;
-  if (!damage_is_dirty (RESIZE_IMAGE) && qemu_check (RESIZE_IMAGE) & ~3)
+  if (!damage_is_dirty (RESIZE_IMAGE) && qemu_check (RESIZE_IMAGE) & ~leaks)
     return "the check finds something";
   if (resize_do (truth->c, ".", NULL, &error) < 0)
     return error.message;
@@ -114,7 +118,7 @@ one_fault (struct resize_truth *truth, const struct fault *kind, long nth,
   write_log_init (&log);
   log.hook = maybe_fail;
   log.opaque = &f;
-  image = resize_open (".", &log, &error);
+  image = resize_open (truth->c, ".", &log, &error);
   if (!image) {
     printf ("Bail out! %s\n", error.message);
     exit (1);
@@ -126,11 +130,14 @@ one_fault (struct resize_truth *truth, const struct fault *kind, long nth,
   t->nr_cases++;
   t->nr_failed += r < 0;
   t->nr_silent += r < 0 && !strstr (error.message, RESIZE_IMAGE);
+  t->nr_untrue += r < 0 && !strstr (error.message, "was made") !=
+    (image->chain.layers[0]->size_bytes != truth->c->size_bytes);
   if (r < 0 && grow)
     grown = grows_on (truth, image);
   qcow2_close (image);
   t->nr_grown += grown;
-  note (t, &f, nth, grown ? resize_judge_grown (truth, ".") : judge (truth));
+  note (t, &f, nth, grown ? resize_judge_grown (truth, ".") :
+        judge (truth, f.kind));
   write_log_clear (&log);
   return f.hit;
 }
@@ -143,6 +150,8 @@ test_case (const struct resize_case *c)
   unsigned i;
   long nth;
 
+  if (c->small_cache)           /* nothing here fails in another way */
+    return;
   resize_make (c, &truth);
   run_command ("mkdir pristine && mv *.* pristine/");
   for (i = 0; i < sizeof kinds / sizeof kinds[0]; ++i)
@@ -152,6 +161,8 @@ test_case (const struct resize_case *c)
   is_int (t.nr_bad, 0, "%s: %u faults leave a sound image%s%s", c->name,
           t.nr_cases, t.nr_bad > 0 ? ": " : "", t.first);
   is_int (t.nr_silent, 0, "%s: each message names the file", c->name);
+  is_int (t.nr_untrue, 0, "%s: and tells of another size if there is one",
+          c->name);
   ok (t.nr_failed > 3 && t.nr_grown > 1, "%s: %u of them let resizing fail, "
       "%u times the disk grew on", c->name, t.nr_failed, t.nr_grown);
   resize_clear (&truth);

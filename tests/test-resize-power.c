@@ -5,9 +5,11 @@
  * what was not durable then.
  */
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "crash-state.h"
 #include "metadata-damage.h"
@@ -52,7 +54,7 @@ judge_slowly (struct resize_truth *truth, struct tally *t)
   t->nr_checks++;
   copy_state ();
   if (damage_is_dirty ("copy/" RESIZE_IMAGE)) {
-    image = resize_open ("copy", NULL, &error);
+    image = resize_open (NULL, "copy", NULL, &error);
     if (!image)
       return "it can't be repaired";
     qcow2_close (image);
@@ -105,9 +107,21 @@ judge_all (struct resize_truth *truth, const struct write_log *log,
   write_classes_clear (&classes);
 }
 
+/* Let the worker commit what there is before each write of the others. */
+static int
+wait_for_worker (void *opaque, const struct log_event *event)
+{
+  const pthread_t *operating = opaque;
+
+  if (event->kind == LOG_WRITE && pthread_equal (*operating, pthread_self ()))
+    usleep (2000);
+  return 0;
+}
+
 static void
 test_case (const struct resize_case *c)
 {
+  pthread_t self = pthread_self ();
   struct resize_truth truth;
   struct tally t = { .nr_states = 0 };
   struct qcow2_error error = { "" };
@@ -116,6 +130,10 @@ test_case (const struct resize_case *c)
 
   resize_make (c, &truth);
   write_log_init (&log);
+  if (c->small_cache) {
+    log.hook = wait_for_worker;
+    log.opaque = &self;
+  }
   is_int (resize_do (c, ".", &log, &error), 0, "%s: resized %s", c->name,
           error.message);
   wrong = resize_judge (&truth, ".");

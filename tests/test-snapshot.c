@@ -5,6 +5,8 @@
  */
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,7 @@
 #include "grow-disk.h"
 #include "image.h"
 #include "image-builder.h"
+#include "metadata-damage.h"
 #include "power-check.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
@@ -44,6 +47,22 @@ open_image (bool writable)
   options.no_backing = false;
   options.log = keep_message;
   said[0] = '\0';
+  if (qcow2_open (SNAPSHOT_IMAGE, &options, &image, &error) < 0) {
+    printf ("Bail out! %s\n", error.message);
+    exit (1);
+  }
+  return image;
+}
+
+static struct qcow2 *
+open_logged (struct write_log *log)
+{
+  struct qcow2_options options;
+  struct qcow2_error error;
+  struct qcow2 *image;
+
+  snapshot_subject_options (&options);
+  write_log_use (log, &options);
   if (qcow2_open (SNAPSHOT_IMAGE, &options, &image, &error) < 0) {
     printf ("Bail out! %s\n", error.message);
     exit (1);
@@ -134,6 +153,49 @@ test_views (void)
   close_and_check (image);
 }
 
+struct mapping {
+  struct qcow2_view *view;
+  atomic_bool done;
+};
+
+static int
+ignore_extent (void *opaque, const struct qcow2_map_extent *extent)
+{
+  return 0;
+}
+
+static void *
+map_disk (void *opaque)
+{
+  struct mapping *m = opaque;
+
+  qcow2_map (m->view, 1024 * KiB, 0, ignore_extent, NULL);
+  m->done = true;
+  return NULL;
+}
+
+/* An operation replaces the L1 table: nobody may look at it meanwhile. */
+static void
+test_map_waits (void)
+{
+  struct mapping m = { .done = false };
+  struct qcow2 *image;
+  pthread_t thread;
+
+  run_command (CREATE SNAPSHOT_IMAGE " 1M");
+  image = open_image (true);
+  m.view = open_view (image, QCOW2_ACTIVE);
+  gate_close (&image->gate);
+  pthread_create (&thread, NULL, map_disk, &m);
+  usleep (50000);
+  ok (!m.done, "a map waits for an operation");
+  gate_open (&image->gate);
+  pthread_join (thread, NULL);
+  ok (m.done, "and no longer");
+  qcow2_view_close (m.view);
+  close_and_check (image);
+}
+
 /* Flags that come back on disk have to come back in caches, too. */
 static void
 test_caches (void)
@@ -219,11 +281,16 @@ test_sizes (void)
           grow_disk (image, 4096 * KiB + 7, NULL) |
           fill (view, 2, 10 * KiB, 4000 * KiB) | create (image, "b", NULL), 0,
           "snapshots of two sizes");
-  is_int (qcow2_snapshot_apply (image, 0, NULL), 0, "the smaller one");
+  is_int (qcow2_snapshot_apply (image, 0, NULL), -EBUSY,
+          "the smaller one can't be applied beside a view");
+  is_int (qcow2_view_size (view), 4096 * KiB + 7, "nothing has changed");
+  qcow2_view_close (view);
+  is_int (qcow2_snapshot_apply (image, 0, NULL), 0, "then it can");
+  view = open_view (image, QCOW2_ACTIVE);
   is_int (qcow2_view_size (view), 100 * KiB, "the view has its size");
   is_int (fill (view, 3, 50 * KiB, 50 * KiB), 0, "it can be written");
-  is_int (grow_disk (image, 5000 * KiB, NULL), 0, "it can grow");
-  is_int (look (view, 4000 * KiB), 0, "nothing comes to light");
+  is_int (grow_disk (image, 4000 * KiB, NULL), 0, "it can grow");
+  is_int (look (view, 3999 * KiB), 0, "nothing comes to light");
   is_int (qcow2_snapshot_apply (image, 1, NULL), 0, "the larger one");
   is_int (qcow2_view_size (view), 4096 * KiB + 7, "its size, to the byte");
   ok (look (view, 4000 * KiB) == 2 && look (view, 60 * KiB) == 1,
@@ -236,8 +303,6 @@ test_sizes (void)
 static void
 test_device (void)
 {
-  struct qcow2_options options;
-  struct qcow2_error error;
   struct write_log log;
   struct qcow2 *image;
   unsigned nr;
@@ -248,16 +313,111 @@ test_device (void)
                "truncate -s 60k " SNAPSHOT_IMAGE);
   write_log_init (&log);
   log.fixed_size = true;
-  snapshot_subject_options (&options);
-  write_log_use (&log, &options);
-  if (qcow2_open (SNAPSHOT_IMAGE, &options, &image, &error) < 0)
-    exit (1);
+  image = open_logged (&log);
   for (nr = 0; (r = create (image, "a", NULL)) == 0; ++nr)
     ;
   is_int (r, -ENOSPC, "after %u snapshots there is no room", nr);
   is_int (qcow2_snapshot_delete (image, 0, NULL), 0, "one is deleted");
   is_int (create (image, "b", NULL), 0, "then there is");
   ok (nr > 5, "there were some");
+  close_and_check (image);
+  write_log_clear (&log);
+}
+
+/*----- Storage that fails -----*/
+
+/* All writes behind the next two of the header: these set the dirty bit, and
+ * switch.
+ */
+static int
+fail_after_switch (void *opaque, const struct log_event *event)
+{
+  atomic_int *headers = opaque;
+
+  if (event->kind != LOG_WRITE || *headers < 0)
+    return 0;
+  if (*headers == 0)
+    return -EIO;
+  *headers -= event->offset == 0;
+  return 0;
+}
+
+static bool
+has_valid_bitmaps (void)
+{
+  uint64_t bytes;
+  uint8_t *header = file_content (SNAPSHOT_IMAGE, &bytes);
+  bool valid = header[95] & 1;
+
+  free (header);
+  return valid;
+}
+
+/* If an operation can't bring the image to rest, bitmaps are valid until the
+ * disk is written to, and no longer.
+ */
+static void
+test_bitmaps (void)
+{
+  atomic_int headers = -1;
+  struct qcow2_view *view;
+  struct write_log log;
+  struct qcow2 *image;
+
+  run_command (CREATE "-o cluster_size=4k " SNAPSHOT_IMAGE " 1M && "
+               "qemu-img bitmap --add " SNAPSHOT_IMAGE " dirty");
+  write_log_init (&log);
+  log.hook = fail_after_switch;
+  log.opaque = &headers;
+  image = open_logged (&log);
+  view = open_view (image, QCOW2_ACTIVE);
+  is_int (create (image, "a", NULL), 0, "a snapshot");
+  headers = 2;
+  is_int (create (image, "b", NULL), 0, "one that can't clean up");
+  is_int (headers, 0, "writes have failed");
+  headers = -1;
+  ok (has_valid_bitmaps (), "the disk's bitmap is valid");
+  is_int (fill (view, 1, 4 * KiB, 0), 0, "the disk is written to");
+  ok (!has_valid_bitmaps (), "now it is not");
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "it can be closed");
+  is_int (qemu_check (SNAPSHOT_IMAGE), 3, "the check finds the bitmap alone");
+  ok (!damage_is_dirty (SNAPSHOT_IMAGE), "the dirty bit is gone");
+  write_log_clear (&log);
+}
+
+/* The file system is full: the file has this size, at most. */
+static int
+refuse_growth (void *opaque, const struct log_event *event)
+{
+  const uint64_t *limit = opaque;
+
+  return (event->kind == LOG_WRITE || event->kind == LOG_TRUNCATE) &&
+    event->offset + event->count > *limit ? -ENOSPC : 0;
+}
+
+/* Free clusters are behind those of both snapshots. */
+static void
+test_full (void)
+{
+  uint64_t limit = UINT64_MAX;
+  struct write_log log;
+  struct qcow2 *image;
+
+  run_command (CREATE "-o cluster_size=512 " SNAPSHOT_IMAGE " 1M && "
+               IO "'write -P 1 0 20k' " SNAPSHOT_IMAGE " > log && "
+               "qemu-img snapshot -c a " SNAPSHOT_IMAGE " && "
+               "qemu-img snapshot -c b " SNAPSHOT_IMAGE " && "
+               IO "'write -P 2 0 50k' -c 'write -z -u 0 50k' "
+               SNAPSHOT_IMAGE " > log");
+  write_log_init (&log);
+  log.hook = refuse_growth;
+  log.opaque = &limit;
+  image = open_logged (&log);
+  limit = (uint64_t) qcow2_storage_size (image->chain.layers[0]->file);
+  is_int (create (image, "c", NULL), 0, "a snapshot, while the disk is full");
+  is_int (qcow2_snapshot_delete (image, 0, NULL), 0, "one is deleted");
+  is_int (qcow2_snapshot_apply (image, 0, NULL), 0, "another one applied");
   close_and_check (image);
   write_log_clear (&log);
 }
@@ -483,10 +643,13 @@ main (void)
 {
   scratch_dir_enter ();
   test_views ();
+  test_map_waits ();
   test_caches ();
   test_cache_with_backing ();
   test_sizes ();
   test_device ();
+  test_bitmaps ();
+  test_full ();
   test_ids ();
   test_refused ();
   test_refused_sizes ();
