@@ -84,6 +84,43 @@ struct proposal {
   bool appended;                /* it is at the end of the file */
 };
 
+static uint64_t
+used_end_locked (const struct allocator *a)
+{
+  return a->append > a->fresh_from ? a->append : a->fresh_from;
+}
+
+uint64_t
+alloc_used_end (struct allocator *a)
+{
+  uint64_t end;
+
+  pthread_mutex_lock (&a->lock);
+  end = used_end_locked (a);
+  pthread_mutex_unlock (&a->lock);
+  return end;
+}
+
+static void
+restart_locked (struct allocator *a, uint64_t end)
+{
+  /* It was not cut, see cut_tail: there are better places than out there. */
+  if (end > used_end_locked (a))
+    return;
+  /* Holes behind the end are gone with it.  There, nothing is left of what
+   * clusters held: they are fresh again.
+   */
+  holes_cut (&a->holes, end);
+  if (a->scan_end > end)
+    a->scan_end = end;
+  if (a->scan >= a->scan_end)
+    a->nr_forgotten = 0;
+  if (a->count_end > end)
+    a->count_end = end;
+  a->append = a->ours_from = end;
+  a->fresh_from = end;
+}
+
 int
 alloc_restart (struct allocator *a)
 {
@@ -97,18 +134,7 @@ alloc_restart (struct allocator *a)
   end = ((uint64_t) size_bytes >> a->rc->cluster_bits) +
     !!((uint64_t) size_bytes & ((UINT64_C (1) << a->rc->cluster_bits) - 1));
   pthread_mutex_lock (&a->lock);
-  /* Holes behind the end are gone with it.  There, nothing is left of what
-   * clusters held: they are fresh again.
-   */
-  holes_cut (&a->holes, end);
-  if (a->scan_end > end)
-    a->scan_end = end;
-  if (a->scan >= a->scan_end)
-    a->nr_forgotten = 0;
-  if (a->count_end > end)
-    a->count_end = end;
-  a->append = a->ours_from = end;
-  a->fresh_from = end;
+  restart_locked (a, end);
   pthread_mutex_unlock (&a->lock);
   return 0;
 }
@@ -170,7 +196,8 @@ is_usable (const struct allocator *a, uint64_t cluster)
 }
 
 /* Refcounts that can't be read are passed over: whoever needs them gets
- * the error.
+ * the error.  Behind all refcount blocks nothing is usable, however far the
+ * end of a sparse file is.
  */
 static void
 look (struct allocator *a, uint64_t from, uint64_t end, struct found *found)
@@ -178,9 +205,13 @@ look (struct allocator *a, uint64_t from, uint64_t end, struct found *found)
   uint64_t step = (uint64_t) STEP_SLICES << a->rc->slice_bits;
   uint64_t block = UINT64_C (1) << a->rc->block_bits;
 
+  found->nr = 0;
+  found->next = end;
+  if (qcow2_storage_can_grow (a->layer->file) &&
+      from >= refcounts_end (a->rc))
+    return;
   if (end - from > step)
     end = from + step;
-  found->nr = 0;
   found->next = end;
   while (from < end && found->nr < STEP_RANGES) {
     struct cluster_range *range = &found->ranges[found->nr];

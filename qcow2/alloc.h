@@ -72,7 +72,8 @@ extern int allocator_init (struct allocator *a, struct refcounts *rc,
 extern void allocator_destroy (struct allocator *a);
 
 /* The free tail of the file was cut: what is allocated next goes where
- * the file ends now.  No request is in progress.
+ * the file ends now; goes on as before if that is behind alloc_used_end.
+ * No request is in progress.
  */
 extern int alloc_restart (struct allocator *a);
 
@@ -98,6 +99,11 @@ extern bool alloc_count_some (struct allocator *a);
  * refcount is 0.
  */
 extern bool alloc_is_ours (struct allocator *a, uint64_t cluster);
+
+/* Of a file that can grow: the end of all that was in it, was handed out,
+ * or may have been written though nobody has it.
+ */
+extern uint64_t alloc_used_end (struct allocator *a);
 
 /* What lies below cluster END may have been written, though nobody has it:
  * it is not fresh.

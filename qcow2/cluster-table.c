@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "cluster-table.h"
+#include "hash-seed.h"
 
 #define MIN_BUCKETS 16          /* per shard, powers of 2 */
 #define MAX_BUCKETS 65536
@@ -33,6 +34,7 @@ cluster_table_init (struct cluster_table *table, size_t budget_bytes)
   struct cluster_shard *shard;
   int r = 0;
 
+  table->hash_seed = hash_seed ();
   table->nr_buckets = choose_nr_buckets (budget_bytes);
   for (shard = table->shards;
        shard < table->shards + CLUSTER_TABLE_SHARDS; shard++) {
@@ -76,22 +78,12 @@ cluster_table_free (struct cluster_table *table)
 
 /*----- The hash table -----*/
 
-static uint64_t
-hash_cluster (unsigned layer, uint64_t host_offset)
-{
-  uint64_t h = host_offset ^ (uint64_t) layer << 56;
-
-  h *= UINT64_C (0x9e3779b97f4a7c15);
-  h ^= h >> 32;
-  h *= UINT64_C (0xd6e8feb86659fd93);
-  return h ^ h >> 32;
-}
-
 struct cluster_place
 cluster_table_find_place (struct cluster_table *table, unsigned layer,
                           uint64_t host_offset)
 {
-  uint64_t hash = hash_cluster (layer, host_offset);
+  uint64_t hash = hash_seeded (table->hash_seed,
+                               host_offset ^ (uint64_t) layer << 56) >> 32;
   struct cluster_shard *shard = &table->shards[hash % CLUSTER_TABLE_SHARDS];
   size_t i = hash / CLUSTER_TABLE_SHARDS % table->nr_buckets;
 

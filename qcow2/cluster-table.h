@@ -62,6 +62,7 @@ struct cluster_shard {
 
 struct cluster_table {
   struct cluster_shard shards[CLUSTER_TABLE_SHARDS];
+  uint64_t hash_seed;
   size_t nr_buckets;            /* per shard */
 };
 

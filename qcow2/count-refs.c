@@ -78,25 +78,99 @@ ref_read (const struct ref_counter *c, void *buf, size_t count,
   return r;
 }
 
-int
-ref_each_word (const struct ref_counter *c, const char *what,
-               uint64_t offset, uint64_t nr, ref_word_fn *fn)
+/* How many words from OFFSET on are a hole, or data, and *HOLE.  Never more
+ * than NR, at least 1.
+ */
+static uint64_t
+alike (const struct ref_counter *c, uint64_t offset, uint64_t nr, bool *hole)
 {
-  struct ref_place at = { what, offset, 0, NULL };
+  uint64_t bytes;
 
-  while (at.index < nr) {
-    uint64_t n = REF_WALK_BUFFER_BYTES / 8, i;
+  if (qcow2_storage_hole (c->layer->file, offset, hole, &bytes) < 0) {
+    *hole = false;
+    return nr;
+  }
+  if (*hole && bytes < 8)
+    *hole = false;
+  if (bytes / 8 >= nr)
+    return nr;
+  return *hole ? bytes / 8 : (bytes + 7) / 8;
+}
+
+/* What is a hole is not read: a small file may claim that it has many
+ * tables, which were never written.
+ */
+static int
+each_word (const struct ref_counter *c, const char *what,
+           const struct ref_table *table, uint32_t times, ref_word_fn *fn)
+{
+  struct ref_place at = { what, table->offset, 0, NULL };
+
+  while (at.index < table->nr) {
+    uint64_t offset = table->offset + at.index * 8, n, i;
+    bool hole;
     int r;
 
-    if (n > nr - at.index)
-      n = nr - at.index;
-    r = ref_read (c, c->buf, n * 8, offset + at.index * 8, what);
+    n = alike (c, offset, table->nr - at.index, &hole);
+    if (hole) {
+      at.index += n;
+      continue;
+    }
+    if (n > REF_WALK_BUFFER_BYTES / 8)
+      n = REF_WALK_BUFFER_BYTES / 8;
+    r = ref_read (c, c->buf, n * 8, offset, what);
     for (i = 0; r == 0 && i < n; ++i, ++at.index)
-      r = fn (c, be64toh (c->buf[i]), &at);
+      r = fn (c, be64toh (c->buf[i]), times, &at);
     if (r < 0)
       return r;
   }
   return 0;
+}
+
+/* Where a table begins or ends. */
+struct ref_edge {
+  uint64_t offset;
+  int32_t change;               /* of how many tables lie there */
+};
+
+static int
+compare_edges (const void *a, const void *b)
+{
+  const struct ref_edge *x = a, *y = b;
+
+  return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+int
+ref_each_word (const struct ref_counter *c, const char *what,
+               const struct ref_table *tables, size_t nr, ref_word_fn *fn)
+{
+  struct ref_edge *edges = malloc ((2 * nr + 1) * sizeof *edges);
+  int32_t times = 0;
+  size_t i;
+  int r = 0;
+
+  if (!edges)
+    return qcow2_error_set (c->error, ENOMEM, "out of memory");
+  for (i = 0; i < nr; ++i) {
+    edges[2 * i] = (struct ref_edge) { tables[i].offset, 1 };
+    edges[2 * i + 1] = (struct ref_edge) {
+      tables[i].offset + tables[i].nr * 8, -1,
+    };
+  }
+  qsort (edges, 2 * nr, sizeof *edges, compare_edges);
+  /* From one edge to the next, the tables are the same. */
+  for (i = 0; r == 0 && i + 1 < 2 * nr; ++i) {
+    const struct ref_table piece = {
+      edges[i].offset, (edges[i + 1].offset - edges[i].offset) / 8,
+    };
+
+    times += edges[i].change;
+    if (times > 0 && piece.nr > 0)
+      r = each_word (c, what, &piece, (uint32_t) times, fn);
+  }
+  free (edges);
+  return r;
 }
 
 /*----- Header, snapshot table -----*/
@@ -199,7 +273,7 @@ lonely_flag (const struct ref_counter *c, const struct ref_place *at)
 }
 
 static int
-count_l2_table (const struct ref_counter *c, uint64_t entry,
+count_l2_table (const struct ref_counter *c, uint64_t entry, uint32_t times,
                 const struct ref_place *at)
 {
   uint64_t offset = entry & ENTRY_OFFSET_MASK;
@@ -215,7 +289,7 @@ count_l2_table (const struct ref_counter *c, uint64_t entry,
     return r;
   if (offset & (c->cluster_bytes - 1))
     return ref_problem (c, PROBLEM_BAD, at, "the L2 table is not aligned");
-  r = ref_count (c, REF_L2, offset, c->cluster_bytes, 1, at, &good);
+  r = ref_count (c, REF_L2, offset, c->cluster_bytes, times, at, &good);
   if (r < 0 || !good)
     return r;
   if (ref_map_kind (c->walk->map, cluster) != REF_L2)
@@ -231,26 +305,30 @@ static int
 count_l1_tables (const struct ref_counter *c)
 {
   const struct header *h = &c->layer->header;
-  const struct snapshot_table *table = c->walk->snapshots;
+  const struct snapshot_table *snapshots = c->walk->snapshots;
   const char *active = "active L1 table", *old = "snapshot's L1 table";
-  bool *good = malloc ((table->nr_snapshots + 1) * sizeof *good);
-  size_t i;
+  struct ref_table *tables =
+    malloc ((snapshots->nr_snapshots + 1) * sizeof *tables);
+  size_t nr = 1, i;
+  bool good, good_active;
   int r;
 
-  if (!good)
+  if (!tables)
     return qcow2_error_set (c->error, ENOMEM, "out of memory");
-  r = count_l1_table (c, active, h->l1_offset, h->l1_entries, &good[0]);
-  for (i = 0; r == 0 && i < table->nr_snapshots; ++i)
-    r = count_l1_table (c, old, table->snapshots[i].l1_offset,
-                        table->snapshots[i].l1_entries, &good[i + 1]);
-  if (r == 0 && good[0])
-    r = ref_each_word (c, active, h->l1_offset, h->l1_entries,
-                       count_l2_table);
-  for (i = 0; r == 0 && i < table->nr_snapshots; ++i)
-    if (good[i + 1])
-      r = ref_each_word (c, old, table->snapshots[i].l1_offset,
-                         table->snapshots[i].l1_entries, count_l2_table);
-  free (good);
+  tables[0] = (struct ref_table) { h->l1_offset, h->l1_entries };
+  r = count_l1_table (c, active, h->l1_offset, h->l1_entries, &good_active);
+  for (i = 0; r == 0 && i < snapshots->nr_snapshots; ++i) {
+    const struct snapshot *sn = &snapshots->snapshots[i];
+
+    r = count_l1_table (c, old, sn->l1_offset, sn->l1_entries, &good);
+    if (good)
+      tables[nr++] = (struct ref_table) { sn->l1_offset, sn->l1_entries };
+  }
+  if (r == 0 && good_active)
+    r = ref_each_word (c, active, tables, 1, count_l2_table);
+  if (r == 0)
+    r = ref_each_word (c, old, tables + 1, nr - 1, count_l2_table);
+  free (tables);
   return r;
 }
 
@@ -277,7 +355,7 @@ is_refcount_block_good (const struct ref_map *map, uint64_t entry)
 
 static int
 count_refcount_block (const struct ref_counter *c, uint64_t entry,
-                      const struct ref_place *at)
+                      uint32_t times, const struct ref_place *at)
 {
   bool good;
 
@@ -326,7 +404,9 @@ count_refcount_structures (const struct ref_counter *c)
                                         h->refcount_table_clusters);
   if (walk->table_is_bad)
     return 0;
-  return ref_each_word (c, at.what, offset, bytes / 8, count_refcount_block);
+  return ref_each_word (c, at.what,
+                        &(struct ref_table) { offset, bytes / 8 }, 1,
+                        count_refcount_block);
 }
 
 /*----- All of it -----*/

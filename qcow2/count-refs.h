@@ -11,7 +11,9 @@
  *
  * Whatever can't be right is a problem, for which the visitor is called.
  * All of the image is taken to be hostile: the walk reads each byte of
- * the file at most once, and no byte past its end.
+ * the file at most once as a table of a kind, whoever names it how often (the
+ * active L1 table, if it is a snapshot's, twice), no hole where the storage
+ * tells that it is one, and no byte past the file's end.
  */
 
 #ifndef QCOW2_COUNT_REFS_H
@@ -110,13 +112,24 @@ extern int ref_count (const struct ref_counter *c, enum ref_kind kind,
 extern int ref_read (const struct ref_counter *c, void *buf, size_t count,
                      uint64_t offset, const char *what);
 
-/* Call FN with each of NR words, in host order, of the table, which was
- * counted.  A result other than 0 ends it.
+/* Words in a row that lie in the file, at a multiple of 8. */
+struct ref_table {
+  uint64_t offset;
+  uint64_t nr;
+};
+
+/* Called with a word, in host order, of TIMES tables; not with 0 where a hole
+ * is.
  */
 typedef int ref_word_fn (const struct ref_counter *c, uint64_t word,
-                         const struct ref_place *at);
+                         uint32_t times, const struct ref_place *at);
+
+/* Call FN with each word of these tables, which were counted: once, with how
+ * many of them it lies in.  A result other than 0 ends it.
+ */
 extern int ref_each_word (const struct ref_counter *c, const char *what,
-                          uint64_t offset, uint64_t nr, ref_word_fn *fn);
+                          const struct ref_table *tables, size_t nr,
+                          ref_word_fn *fn);
 
 /* count-bitmaps.c */
 extern int count_bitmaps (const struct ref_counter *c);

@@ -79,7 +79,8 @@ guard_remove (struct layer *l, enum metadata_kind kind, uint64_t offset)
 }
 
 /* Snapshots' L1 tables are checked when they are used: so much of each as
- * could be used.
+ * could be used.  No file goes on behind INT64_MAX, where the end of a range
+ * would not be a number any more.
  */
 static int
 add_snapshots (struct layer *l, const struct snapshot_table *snapshots)
@@ -97,7 +98,8 @@ add_snapshots (struct layer *l, const struct snapshot_table *snapshots)
 
     if (bytes > MAX_L1_BYTES)
       bytes = MAX_L1_BYTES;
-    if (bytes > 0 && sn->l1_offset != 0 && is_aligned (l, sn->l1_offset))
+    if (bytes > 0 && sn->l1_offset != 0 && is_aligned (l, sn->l1_offset) &&
+        sn->l1_offset <= INT64_MAX)
       ranges[nr++] = range_of (l, METADATA_SNAPSHOT_L1, sn->l1_offset, bytes);
   }
   r = metadata_set_add_ranges (&l->guard->set, ranges, nr);

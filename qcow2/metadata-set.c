@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hash-seed.h"
 #include "metadata-set.h"
 
 #define GROUP_BITS 3
@@ -42,6 +43,7 @@
 
 struct metadata_hash {
   struct metadata_hash *older;
+  uint64_t seed;
   size_t mask;                  /* number of words - 1 */
   unsigned shift;
   _Atomic uint64_t words[];
@@ -67,6 +69,7 @@ new_hash (size_t nr_words)
                                     nr_words * sizeof h->words[0]);
 
   if (h) {
+    h->seed = hash_seed ();
     h->mask = nr_words - 1;
     h->shift = 64 - (unsigned) __builtin_ctzl (nr_words);
   }
@@ -126,7 +129,7 @@ metadata_set_destroy (struct metadata_set *set)
 static size_t
 home (const struct metadata_hash *h, uint64_t group)
 {
-  return (size_t) ((group * UINT64_C (0x9e3779b97f4a7c15)) >> h->shift);
+  return (size_t) (hash_seeded (h->seed, group) >> h->shift);
 }
 
 static uint64_t

@@ -13,6 +13,7 @@
 
 struct slice_cache {
   size_t slice_bytes;
+  uint64_t hash_seed;
   uint32_t nr_slots;
   uint32_t hash_mask;
   _Atomic uint32_t *heads;      /* hash -> first slot of the chain */

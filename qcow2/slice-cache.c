@@ -36,6 +36,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "hash-seed.h"
 #include "slice-cache-impl.h"
 
 #define NO_SLOT UINT32_MAX
@@ -43,15 +44,16 @@
 #define MIN_SLOTS 16
 #define MAX_WALK 32
 
-/* The high bits of a factor don't reach the lower ones of a product: so
- * the top byte of a key, which tells layers apart, is brought down to
- * where offsets have no bits.
- */
 static uint32_t
-hash_key (uint64_t key)
+hash_key (const struct slice_cache *cache, uint64_t key)
 {
-  key ^= key >> 56;
-  return (uint32_t) ((key * UINT64_C (0x9e3779b97f4a7c15)) >> 32);
+  return (uint32_t) (hash_seeded (cache->hash_seed, key) >> 32);
+}
+
+static _Atomic uint32_t *
+head_of (struct slice_cache *cache, uint64_t key)
+{
+  return &cache->heads[hash_key (cache, key) & cache->hash_mask];
 }
 
 static void *
@@ -89,6 +91,7 @@ slice_cache_new (size_t budget_bytes, size_t slice_bytes)
     return NULL;
   cache->slice_bytes = slice_bytes;
   cache->nr_slots = (uint32_t) nr_slots;
+  cache->hash_seed = hash_seed ();
   cache->hash_mask = (uint32_t) (nr_heads - 1);
   pthread_mutex_init (&cache->lock, NULL);
   for (i = 0; i < NR_CONDS; ++i)
@@ -159,7 +162,7 @@ bool
 slice_cache_find (struct slice_cache *cache, uint64_t key,
                   struct slice_ref *ref)
 {
-  uint32_t i = get_link (&cache->heads[hash_key (key) & cache->hash_mask]);
+  uint32_t i = get_link (head_of (cache, key));
   unsigned steps;
 
   for (steps = 0; i != NO_SLOT && steps < MAX_WALK; ++steps) {
@@ -183,7 +186,7 @@ slice_cache_find (struct slice_cache *cache, uint64_t key,
 static uint32_t
 find_locked (struct slice_cache *cache, uint64_t key)
 {
-  uint32_t i = get_link (&cache->heads[hash_key (key) & cache->hash_mask]);
+  uint32_t i = get_link (head_of (cache, key));
 
   while (i != NO_SLOT && cache->slots[i].key != key)
     i = get_link (&cache->slots[i].next);
@@ -194,7 +197,7 @@ static void
 insert_locked (struct slice_cache *cache, uint32_t slot, uint64_t key)
 {
   struct slice_slot *s = &cache->slots[slot];
-  _Atomic uint32_t *head = &cache->heads[hash_key (key) & cache->hash_mask];
+  _Atomic uint32_t *head = head_of (cache, key);
 
   atomic_store_explicit (&s->key, key, memory_order_release);
   set_link (&s->next, get_link (head));
@@ -206,8 +209,7 @@ static void
 remove_locked (struct slice_cache *cache, uint32_t slot)
 {
   struct slice_slot *s = &cache->slots[slot];
-  _Atomic uint32_t *link = &cache->heads[hash_key (s->key) &
-                                         cache->hash_mask];
+  _Atomic uint32_t *link = head_of (cache, s->key);
 
   while (get_link (link) != slot)
     link = &cache->slots[get_link (link)].next;
@@ -276,7 +278,7 @@ end_load_locked (struct slice_cache *cache, uint32_t slot, int error)
   else
     mark_used (s);
   atomic_fetch_add_explicit (&s->seq, 1, memory_order_release);
-  pthread_cond_broadcast (&cache->loaded[hash_key (key) % NR_CONDS]);
+  pthread_cond_broadcast (&cache->loaded[hash_key (cache, key) % NR_CONDS]);
 }
 
 /*----- Pinning -----*/
@@ -320,7 +322,7 @@ claim (struct slice_cache *cache, uint64_t key, uint32_t *slot, bool *cached)
         *cached = true;
         break;
       }
-      pthread_cond_wait (&cache->loaded[hash_key (key) % NR_CONDS],
+      pthread_cond_wait (&cache->loaded[hash_key (cache, key) % NR_CONDS],
                          &cache->lock);
       continue;
     }

@@ -278,6 +278,11 @@ cut_tail (struct writer *w)
   if (size_bytes < 0 || !qcow2_storage_can_grow (w->top->file))
     return 0;
   clusters = ((uint64_t) size_bytes + (UINT64_C (1) << bits) - 1) >> bits;
+  /* An entry named what was behind the end, and a guest wrote there: that is
+   * not ours, and nobody knows how far away it is.
+   */
+  if (clusters > alloc_used_end (&w->alloc))
+    return 0;
   while (clusters > 1 && r == 0) {
     r = refcounts_get (w->rc, clusters - 1, &value);
     if (value != 0 || !alloc_is_ours (&w->alloc, clusters - 1))

@@ -232,6 +232,26 @@ test_header_shared (void)
                   false);
 }
 
+/* A snapshot's L1 table ends behind 2^64: all others are still known. */
+static void
+test_snapshot_far_away (void)
+{
+  unsigned target;
+  char what[200];
+
+  for (target = 1; target < NR_TARGETS; ++target) {
+    if (target == SNAPSHOT_L1)
+      continue;
+    build (3);
+    image_put (&img, place[SNAPSHOT_TABLE], 8, -CLUSTER);
+    patch_entry (target, OWNED);
+    close (img.fd);
+    snprintf (what, sizeof what, "a snapshot's L1 table far away, an entry "
+              "names %s", target_names[target]);
+    expect_refused (what, WRITE, BAD, false);
+  }
+}
+
 /* Reserved bits and clusters of allocated kinds that are right. */
 static void
 test_sound (void)
@@ -263,5 +283,6 @@ main (void)
   test_refcount_table ();
   test_growth ();
   test_header_shared ();
+  test_snapshot_far_away ();
   return tap_done ();
 }

@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "metadata-set.h"
 #include "qemu-image.h"
@@ -399,6 +400,33 @@ test_visible (void)
   metadata_set_destroy (&s.set);
 }
 
+/* Multiples of a Fibonacci number, which a multiplication by the golden ratio
+ * brings together: they are looked for one after another then.
+ */
+#define NR_CHOSEN 131072
+#define STEP (UINT64_C (39088169) * 8)
+
+static void
+test_chosen (void)
+{
+  struct metadata_set set;
+  struct metadata_hit hit;
+  unsigned wrong = 0;
+  clock_t before = clock ();
+  uint64_t i;
+
+  if (metadata_set_init (&set, NR_CHOSEN) < 0)
+    abort ();
+  for (i = 0; i < NR_CHOSEN; ++i)
+    metadata_set_add (&set, METADATA_L2_TABLE, i * STEP);
+  for (i = 0; i < NR_CHOSEN; i += 16)
+    wrong += !metadata_set_is (&set, METADATA_L2_TABLE, i * STEP, 1, &hit);
+  is_int (wrong, 0, "clusters that were chosen to meet are found");
+  ok (clock () - before < 2 * CLOCKS_PER_SEC, "quickly (%.2f seconds)",
+      (double) (clock () - before) / CLOCKS_PER_SEC);
+  metadata_set_destroy (&set);
+}
+
 int
 main (void)
 {
@@ -410,5 +438,6 @@ main (void)
   test_overlaps ();
   test_threads ();
   test_visible ();
+  test_chosen ();
   return tap_done ();
 }

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "grow-disk.h"
@@ -198,6 +199,43 @@ test_tail (void)
   is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
   qcow2_close (image);
   free (buf);
+}
+
+/* An entry of a hostile image names a place far behind the end of the file,
+ * and a client writes there.  It is 4096 * 65536 clusters away.
+ */
+#define FAR "qemu-img create -q -f qcow2 -o cluster_size=4k disk.qcow2 8M && " \
+  "qemu-io -f qcow2 -c 'write -q 0 4k' disk.qcow2 && " \
+  "printf '\\200\\0\\1\\0\\0\\0\\0\\0' | " \
+  "dd of=disk.qcow2 bs=1 seek=16k conv=notrunc status=none"
+
+static void
+test_far_end (void)
+{
+  struct qcow2 *image = open_image (FAR, NULL);
+  struct qcow2_view *view = open_view (image);
+  const uint64_t far = (uint64_t) 1 << 40;
+  clock_t before;
+  char buf[4];
+  unsigned i;
+
+  is_int (qcow2_pwrite (view, "far", 4, 0, false), 0,
+          "an entry names what is 1 TiB behind the end: written");
+  ok (file_bytes () > far, "there");
+  for (i = 1; i < 3; ++i) {
+    is_int (qcow2_pwrite (view, "new", 4, i * MiB, false), 0,
+            "and somewhere else");
+    before = clock ();
+    qcow2_view_close (view);
+    ok (clock () - before < 5 * CLOCKS_PER_SEC, "coming to rest is quick");
+    view = open_view (image);
+    ok (qcow2_pread (view, buf, 4, 0) == 0 && strcmp (buf, "far") == 0,
+        "what was written far away is there");
+    ok (qcow2_pread (view, buf, 4, i * MiB) == 0 && strcmp (buf, "new") == 0,
+        "and what was written elsewhere");
+  }
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "it can be closed");
 }
 
 /* Who only looks does not write. */
@@ -569,6 +607,7 @@ main (void)
   test_file ("lazy refcounts", CREATE "-o lazy_refcounts=on disk.qcow2 8M");
   test_file ("a data file", CREATE "-o data_file=data.raw disk.qcow2 8M");
   test_tail ();
+  test_far_end ();
   test_readers ();
   test_error ();
   test_clients ("64K clusters", CREATE "disk.qcow2 8M",
