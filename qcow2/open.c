@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "backing-name.h"
+#include "file-lock.h"
 #include "format.h"
 #include "image.h"
 #include "io-direct.h"
@@ -45,6 +46,17 @@ qcow2_options_init (struct qcow2_options *options)
 
 /*----- Files -----*/
 
+/* Two writers destroy an image. */
+static void
+warn_without_locks (struct opening *o, int fd, const char *filename)
+{
+  if (!qcow2_file_has_locks (fd))
+    log_message (&o->image->log, QCOW2_LOG_WARNING,
+                 "%s: the filesystem has no locks, so nothing keeps other "
+                 "programs from writing to the file at the same time, which "
+                 "would destroy the image", filename);
+}
+
 /* Make a storage of FD, and let the hook have it. */
 static int
 storage_of_fd (struct opening *o, int fd, const char *filename,
@@ -57,6 +69,8 @@ storage_of_fd (struct opening *o, int fd, const char *filename,
     (cache == QCOW2_CACHE_UNSAFE ? QCOW2_IO_FILE_NO_FLUSH : 0);
   int r;
 
+  if (writable && o->options->lock)
+    warn_without_locks (o, fd, filename);
   if (cache == QCOW2_CACHE_NONE || cache == QCOW2_CACHE_DIRECTSYNC)
     r = qcow2_io_direct_new (fd, filename, flags, s, o->error);
   else
