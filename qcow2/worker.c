@@ -134,7 +134,7 @@ is_past (const struct timespec *until)
 {
   struct timespec now;
 
-  clock_gettime (CLOCK_REALTIME, &now);
+  clock_gettime (CLOCK_MONOTONIC, &now);
   return now.tv_sec > until->tv_sec ||
     (now.tv_sec == until->tv_sec && now.tv_nsec >= until->tv_nsec);
 }
@@ -145,7 +145,7 @@ wait_for_work (struct writer *w, bool *counting)
 {
   struct timespec until;
 
-  clock_gettime (CLOCK_REALTIME, &until);
+  clock_gettime (CLOCK_MONOTONIC, &until);
   until.tv_sec += INTERVAL_SECONDS;
   while (!w->stop && !w->hurry && !is_past (&until)) {
     if (!*counting) {

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "format.h"
 #include "guard.h"
@@ -14,6 +15,18 @@
 
 /* Refcount slices get this part of the metadata cache. */
 #define REFCOUNT_CACHE_PART 8
+
+/* Waits for the worker's interval must not depend on the time of day. */
+static void
+init_wake (pthread_cond_t *wake)
+{
+  pthread_condattr_t attr;
+
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (wake, &attr);
+  pthread_condattr_destroy (&attr);
+}
 
 static void
 init_locks (struct writer *w)
@@ -24,7 +37,7 @@ init_locks (struct writer *w)
   inflight_init (&w->inflight);
   pthread_mutex_init (&w->begin_lock, NULL);
   pthread_mutex_init (&w->worker_lock, NULL);
-  pthread_cond_init (&w->worker_wake, NULL);
+  init_wake (&w->worker_wake);
   pthread_cond_init (&w->round_ended, NULL);
 }
 

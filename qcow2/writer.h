@@ -48,7 +48,7 @@ struct writer {
   bool has_thread;
   bool finished;                /* by writer_finish, with the gate closed */
   pthread_mutex_t worker_lock;
-  pthread_cond_t worker_wake;
+  pthread_cond_t worker_wake;   /* by CLOCK_MONOTONIC */
   pthread_cond_t round_ended;
   bool stop;
   bool hurry;                   /* do a round now */

@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "grow-disk.h"
@@ -22,6 +24,7 @@
 #include "scratch-dir.h"
 #include "tap.h"
 #include "write-log.h"
+#include "writer.h"
 
 #define KiB ((uint64_t) 1024)
 #define MiB (KiB * 1024)
@@ -262,6 +265,44 @@ test_error (void)
                   "-c 'read -q -P 0x6d 1M 1' disk.qcow2"), 0,
           "that has both");
   qcow2_close (image);
+  write_log_clear (&log);
+}
+
+/*----- The clock -----*/
+
+static _Atomic time_t set_back_seconds;
+
+int
+clock_gettime (clockid_t id, struct timespec *now)
+{
+  int r = (int) syscall (SYS_clock_gettime, id, now);
+
+  if (r == 0 && id == CLOCK_REALTIME)
+    now->tv_sec -= atomic_load (&set_back_seconds);
+  return r;
+}
+
+/* A commit in the background comes when it should. */
+static void
+test_clock (void)
+{
+  struct write_log log;
+  struct qcow2 *image;
+  struct qcow2_view *view;
+  unsigned i;
+
+  write_log_init (&log);
+  image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
+  view = open_view (image);
+  is_int (qcow2_pwrite (view, "data", 4, 0, false), 0, "a client writes");
+  usleep (100000);              /* the worker waits */
+  atomic_store (&set_back_seconds, 3600);
+  for (i = 0; i < 80 && !committer_is_clean (&image->writer->committer); ++i)
+    usleep (100000);
+  atomic_store (&set_back_seconds, 0);
+  ok (i < 80, "it is committed soon, though the clock was set back");
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "it can be closed");
   write_log_clear (&log);
 }
 
@@ -571,6 +612,7 @@ main (void)
   test_tail ();
   test_readers ();
   test_error ();
+  test_clock ();
   test_clients ("64K clusters", CREATE "disk.qcow2 8M",
                 QCOW2_CACHE_WRITEBACK, QCOW2_DEFAULT_CACHE_BYTES);
   test_clients ("4K clusters, a small cache", CREATE "-o cluster_size=4k "
