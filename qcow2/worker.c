@@ -115,11 +115,14 @@ free_durable (struct writer *w)
 int
 worker_round (struct writer *w)
 {
-  int r = 0;
+  int r = committer_state (&w->committer);
 
-  /* Writes in place leave all metadata clean, and need a flush.  And a
-   * commit may have come between a change and what it unlinked.
+  /* When writing has ended nothing is given back to the host, either.  Writes
+   * in place leave all metadata clean, and need a flush.  And a commit may
+   * have come between a change and what it unlinked.
    */
+  if (r < 0)
+    return r;
   if (!committer_is_clean (&w->committer) ||
       epoch_has_written (&w->image->epoch) ||
       retire_has_unlinked (&w->retire))

@@ -47,6 +47,8 @@ struct writer {
   pthread_t thread;
   bool has_thread;
   bool finished;                /* by writer_finish, with the gate closed */
+  bool given_up;                /* what was not durable, in writer_views_closed:
+                                   gate closed */
   pthread_mutex_t worker_lock;
   pthread_cond_t worker_wake;   /* by CLOCK_MONOTONIC */
   pthread_cond_t round_ended;
@@ -71,7 +73,8 @@ extern int writer_new (struct qcow2 *image,
 extern int writer_rest (struct writer *w);
 
 /* The last view was closed: the same, unless one was opened meanwhile.
- * Errors are logged.  W may be NULL.
+ * Errors are logged.  Without locks an error ends writing: other programs
+ * may write from now on.  W may be NULL.
  */
 extern void writer_views_closed (struct writer *w);
 
