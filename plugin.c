@@ -86,15 +86,14 @@ plugin_get_ready (void)
   struct qcow2_error error;
   int r;
 
-  if (create_wanted () &&
-      create_image (config.filename, config.options.lock,
-                    &config.options.data_file) == -1)
+  if (create_wanted () && create_image () == -1)
     return -1;
   config.options.writable = config_is_for_writing ();
   config.options.repair = config.options.lock;
   r = qcow2_open (config.filename, &config.options, &image, &error);
   if (r < 0) {
-    nbdkit_error ("%s", error.message);
+    nbdkit_error ("%s%s", error.message, create_wanted () ?
+                  " (the new image was made, and is still there)" : "");
     errno = -r;
     return -1;
   }

@@ -479,6 +479,42 @@ image_format (const char *format, bool *is_raw, struct qcow2_error *error)
   return 0;
 }
 
+static int
+check_values (const struct qcow2_options *options, bool *is_raw,
+              struct qcow2_error *error)
+{
+  int r = image_format (options->format, is_raw, error);
+
+  if (r < 0)
+    return r;
+  if (options->max_chain_depth > QCOW2_MAX_CHAIN_DEPTH)
+    return qcow2_error_set (error, EINVAL,
+                            "the limit for the backing chain may be at most "
+                            "%d", QCOW2_MAX_CHAIN_DEPTH);
+  if (options->detect_zeroes == QCOW2_DETECT_ZEROES_UNMAP &&
+      !options->discard)
+    return qcow2_error_set (error, EINVAL,
+                            "setting detect-zeroes to unmap is not allowed "
+                            "without setting discard operation to unmap");
+  return 0;
+}
+
+int
+qcow2_options_check (const struct qcow2_options *options,
+                     struct qcow2_error *error)
+{
+  struct named_file_rule *rule;
+  bool is_raw;
+  int r = check_values (options, &is_raw, error);
+
+  if (r == 0)
+    r = named_file_rule_new (-1, options->allow_dirs, options->nr_allow_dirs,
+                             options->allow_none, &rule, error);
+  if (r == 0)
+    named_file_rule_free (rule);
+  return r;
+}
+
 int
 qcow2_open (const char *filename, const struct qcow2_options *options,
             struct qcow2 **image, struct qcow2_error *error)
@@ -489,19 +525,10 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
   int r;
 
   *image = NULL;
-  r = image_format (options->format, &o.is_raw, error);
+  r = check_values (options, &o.is_raw, error);
   if (r < 0)
     return r;
   o.writable = options->writable && !o.is_raw;
-  if (options->max_chain_depth > QCOW2_MAX_CHAIN_DEPTH)
-    return qcow2_error_set (error, EINVAL,
-                            "the limit for the backing chain may be at most "
-                            "%d", QCOW2_MAX_CHAIN_DEPTH);
-  if (options->detect_zeroes == QCOW2_DETECT_ZEROES_UNMAP &&
-      !options->discard)
-    return qcow2_error_set (error, EINVAL,
-                            "setting detect-zeroes to unmap is not allowed "
-                            "without setting discard operation to unmap");
   /* Its epochs lie in cache lines of their own. */
   o.image = aligned_alloc (_Alignof (struct qcow2), sizeof *o.image);
   if (!o.image)
