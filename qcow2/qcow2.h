@@ -503,7 +503,9 @@ extern int qcow2_check (struct qcow2 *image,
 
 /*----- Writing -----*/
 
-/* Only the active layer of an image that is open for writing. */
+/* Only the active layer of an image that is open for writing, and not after
+ * writing has ended: the image is corrupt, or a flush has failed.
+ */
 extern bool qcow2_view_can_write (const struct qcow2_view *view);
 
 /* These return -EROFS for a view that can't be written.  With FUA, what

@@ -43,6 +43,8 @@ struct writer {
   bool unrepaired;              /* and keeps it, for the next that opens the
                                    image: gate closed */
 
+  struct log_limit failures;    /* of requests */
+
   /* The background worker, see worker.c. */
   pthread_t thread;
   bool has_thread;
