@@ -263,8 +263,7 @@ config_complete (void)
                   "can't be given with it", config.snapshot);
     return -1;
   }
-  return create_config_complete (config.write_mode == WRITE_OFF,
-                                 config.snapshot != NULL);
+  return create_config_complete ();
 }
 
 /* With snapshot= the active layer is not among the exports. */

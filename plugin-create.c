@@ -10,6 +10,7 @@
 #define NBDKIT_API_VERSION 2
 #include <nbdkit-plugin.h>
 
+#include "plugin-config.h"
 #include "plugin-create.h"
 #include "qcow2/qcow2.h"
 
@@ -42,8 +43,10 @@ config_create (const char *value)
   if (strcmp (value, "backing") == 0)
     return 1;
   r = nbdkit_parse_size (value);
-  if (r == -1)
+  if (r == -1) {
+    nbdkit_error ("create=%s: must be a size, such as 64M, or backing", value);
     return -1;
+  }
   size_bytes = (uint64_t) r;
   return 1;
 }
@@ -77,19 +80,60 @@ create_wanted (void)
   return wanted;
 }
 
-int
-create_config_complete (bool write_off, bool has_snapshot)
+/* Another data file than the one that is made would be written to. */
+static int
+check_data_file (void)
 {
-  if (wanted && write_off) {
+  const char *given = config.options.data_file;
+  struct qcow2_error error;
+
+  if (qcow2_create_data_file_name (config.filename, &options, &data_file_name,
+                                   &error) < 0) {
+    nbdkit_error ("create: %s", error.message);
+    return -1;
+  }
+  if (given && !data_file_name)
+    nbdkit_error ("data-file=%s: create= makes an image with a data file only "
+                  "if create-options= has data_file", given);
+  else if (given && strcmp (given, data_file_name) != 0)
+    nbdkit_error ("data-file=%s: create= makes the data file %s, which has to "
+                  "be used; leave data-file= out", given, data_file_name);
+  else
+    return 0;
+  return -1;
+}
+
+/* What would keep the new image from being served, as far as the parameters
+ * tell: when it has been made, the same command would find it there.
+ */
+static int
+check_serving (void)
+{
+  struct qcow2_error error;
+
+  if (config.write_mode == WRITE_OFF)
     nbdkit_error ("create= makes an image to be written: it can't be used "
                   "with write=off");
-    return -1;
-  }
-  if (wanted && has_snapshot) {
+  else if (config.snapshot)
     nbdkit_error ("create= makes an image without snapshots: it can't be "
                   "used with snapshot=");
-    return -1;
-  }
+  else if (!config_is_for_writing ())
+    nbdkit_error ("create= makes an image to be written: it can't be used "
+                  "with nbdkit's -r or the cow filter");
+  else if (config.options.lazy_refcounts == QCOW2_LAZY_ON &&
+           options.version < 3)
+    nbdkit_error ("lazy-refcounts=on needs an image of version 3, and "
+                  "create-options= has compat=0.10");
+  else if (qcow2_options_check (&config.options, &error) < 0)
+    nbdkit_error ("%s", error.message);
+  else
+    return check_data_file ();
+  return -1;
+}
+
+int
+create_config_complete (void)
+{
   if (has_options && !wanted) {
     nbdkit_error ("create-options= needs create=SIZE");
     return -1;
@@ -102,26 +146,22 @@ create_config_complete (bool write_off, bool has_snapshot)
     nbdkit_error ("create=backing needs a backing_file in create-options=");
     return -1;
   }
-  return 0;
+  return wanted ? check_serving () : 0;
 }
 
 int
-create_image (const char *filename, bool lock, const char **data_file)
+create_image (void)
 {
   struct qcow2_error error;
   int r;
 
-  options.lock = lock;
-  r = qcow2_create_data_file_name (filename, &options, &data_file_name,
-                                   &error);
-  if (r == 0)
-    r = qcow2_create (filename, size_bytes, &options, &error);
+  options.lock = config.options.lock;
+  r = qcow2_create (config.filename, size_bytes, &options, &error);
   if (r < 0) {
     nbdkit_error ("create: %s", error.message);
     errno = -r;
     return -1;
   }
-  if (!*data_file)
-    *data_file = data_file_name;
+  config.options.data_file = data_file_name;
   return 0;
 }

@@ -20,17 +20,15 @@ extern int create_config (const char *key, const char *value);
 /* Is an image to be made? */
 extern bool create_wanted (void);
 
-/* To be called when all parameters are known: also whether write=off and
- * snapshot= were given, which don't go with create=.  -1 with a message
- * printed.
+/* To be called when all parameters are known: do they go together?  Looks at
+ * CONFIG, too.  -1 with a message printed.
  */
-extern int create_config_complete (bool write_off, bool has_snapshot);
+extern int create_config_complete (void);
 
-/* Make the image FILENAME, under QEMU's locks if LOCK.  If it has a data
- * file and *DATA_FILE is NULL, *DATA_FILE becomes its name, which lives
- * until create_unload.  -1 with errno and a message printed.
+/* Make the image, under QEMU's locks if CONFIG has them.  If it has a data file,
+ * CONFIG gets its name, which lives until create_unload.  -1 with errno and a
+ * message printed.
  */
-extern int create_image (const char *filename, bool lock,
-                         const char **data_file);
+extern int create_image (void);
 
 #endif /* PLUGIN_CREATE_H */

@@ -86,15 +86,14 @@ plugin_get_ready (void)
   struct qcow2_error error;
   int r;
 
-  if (create_wanted () &&
-      create_image (config.filename, config.options.lock,
-                    &config.options.data_file) == -1)
+  if (create_wanted () && create_image () == -1)
     return -1;
   config.options.writable = config_is_for_writing ();
   config.options.repair = config.options.lock;
   r = qcow2_open (config.filename, &config.options, &image, &error);
   if (r < 0) {
-    nbdkit_error ("%s", error.message);
+    nbdkit_error ("%s%s", error.message, create_wanted () ?
+                  " (the new image was made, and is still there)" : "");
     errno = -r;
     return -1;
   }
@@ -119,19 +118,17 @@ plugin_get_ready (void)
 /*----- Reading the image again -----*/
 
 /* Without locks, other programs may have changed the image before the
- * first of some clients comes.  What went wrong shows when the client's
- * export is opened.
+ * first of some clients comes.  *WHY is what went wrong, or an empty message.
  */
 static void
-read_again_locked (void)
+read_again_locked (struct qcow2_error *why)
 {
-  struct qcow2_error error;
   struct exports *fresh;
 
+  why->message[0] = '\0';
   if (config.options.lock || nr_handles > 0)
     return;
-  if (qcow2_reopen (image, &error) < 0)
-    nbdkit_error ("%s", error.message);
+  qcow2_reopen (image, why);
   /* After an error, too, there may be other snapshots, or none. */
   fresh = exports_new (image);
   if (!fresh)
@@ -142,14 +139,20 @@ read_again_locked (void)
   exports = fresh;
 }
 
-/* A client comes or goes. */
 static void
-count_handle (int change)
+client_comes (struct qcow2_error *why)
 {
   pthread_mutex_lock (&handles_lock);
-  if (change > 0)
-    read_again_locked ();
-  nr_handles += (unsigned) change;
+  read_again_locked (why);
+  nr_handles++;
+  pthread_mutex_unlock (&handles_lock);
+}
+
+static void
+client_goes (void)
+{
+  pthread_mutex_lock (&handles_lock);
+  nr_handles--;
   pthread_mutex_unlock (&handles_lock);
 }
 
@@ -158,9 +161,12 @@ count_handle (int change)
 static int
 list_exports_locked (struct nbdkit_exports *list)
 {
+  struct qcow2_error why;
   size_t i;
 
-  read_again_locked ();
+  read_again_locked (&why);
+  if (why.message[0] != '\0')
+    nbdkit_error ("%s", why.message);
   for (i = 0; i < exports_count (exports); ++i) {
     char *description = exports_describe (exports, i);
     int r;
@@ -193,11 +199,31 @@ struct handle {
   size_t export;
 };
 
+/* WHY is what went wrong when the image was read again.  Mostly no export can be
+ * opened then, for the same reason, which is printed once.
+ */
+static int
+open_export (struct handle *h, const char *name, const struct qcow2_error *why)
+{
+  struct qcow2_error error = { "" };
+  int r = exports_find (exports, name, &h->export);
+
+  if (r < 0)
+    nbdkit_error ("%s: there is no export \"%s\"", config.filename, name);
+  else
+    r = exports_open (exports, h->export, &h->view, &error);
+  if (error.message[0] != '\0')
+    nbdkit_error ("%s", error.message);
+  if (why->message[0] != '\0' && strcmp (why->message, error.message) != 0)
+    nbdkit_error ("%s", why->message);
+  return r;
+}
+
 static void *
 plugin_open (int readonly)
 {
   const char *name = nbdkit_export_name ();
-  struct qcow2_error error;
+  struct qcow2_error why;
   struct handle *h;
   int r;
 
@@ -214,17 +240,10 @@ plugin_open (int readonly)
     nbdkit_error ("malloc: %m");
     return NULL;
   }
-  count_handle (1);
-  r = exports_find (exports, name, &h->export);
-  if (r < 0)
-    nbdkit_error ("%s: there is no export \"%s\"", config.filename, name);
-  else {
-    r = exports_open (exports, h->export, &h->view, &error);
-    if (r < 0)
-      nbdkit_error ("%s", error.message);
-  }
+  client_comes (&why);
+  r = open_export (h, name, &why);
   if (r < 0) {
-    count_handle (-1);
+    client_goes ();
     free (h);
     nbdkit_set_error (-r);
     return NULL;
@@ -238,7 +257,7 @@ plugin_close (void *handle)
   struct handle *h = handle;
 
   qcow2_view_close (h->view);
-  count_handle (-1);
+  client_goes ();
   free (h);
 }
 

@@ -280,6 +280,7 @@ static int
 run (struct committer *c)
 {
   struct sealed s = { .l1_written = false };
+  unsigned nr_left_out;
   int r;
 
   turn_take (c->turn);
@@ -287,7 +288,8 @@ run (struct committer *c)
   if (r == 0)
     r = commit_batches (c, &s);
   turn_give (c->turn);
-  if (r < 0 && !guard_is_corrupt (c->layer))
+  if (r < 0 && !guard_is_corrupt (c->layer) &&
+      log_limit_passes (&c->failures, &nr_left_out))
     log_message (&c->layer->log, QCOW2_LOG_ERROR,
                  "%s: can't write metadata: %s", c->layer->filename,
                  strerror (-r));

@@ -13,6 +13,7 @@
 
 #include "epoch.h"
 #include "l1-write.h"
+#include "log.h"
 #include "refcount.h"
 #include "retire.h"
 #include "turn.h"
@@ -40,6 +41,7 @@ struct committer {
   uint64_t started;             /* commits, the running one included */
   uint64_t completed;
   int results[2];               /* of the last two, by number */
+  struct log_limit failures;    /* of commits */
   _Atomic int failed;           /* negative errno: nothing is written
                                    any more */
 };

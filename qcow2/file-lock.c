@@ -72,7 +72,10 @@ static const struct role writer = {
             "any case: this may destroy the image",
 };
 
-/* Some network and FUSE filesystems. */
+/* Some network and FUSE filesystems.  ENOLCK is what NFS says where its
+ * lock server does not answer; from others it means that there is no room
+ * for one more lock.
+ */
 static bool
 means_no_locks (int err)
 {
@@ -80,9 +83,7 @@ means_no_locks (int err)
     err == EOPNOTSUPP;
 }
 
-/* Lock (SETLK) or look at (GETLK) COUNT bytes from BYTE on.  On a
- * filesystem without locks that succeeds and finds nobody.
- */
+/* Lock (SETLK) or look at (GETLK) COUNT bytes from BYTE on. */
 static int
 lock_operation (int fd, int command, struct flock *lock, short type,
                 int byte, int count)
@@ -93,10 +94,25 @@ lock_operation (int fd, int command, struct flock *lock, short type,
     .l_start = byte,
     .l_len = count,
   };
-  if (fcntl (fd, command, lock) == 0)
-    return 0;
-  lock->l_type = F_UNLCK;
-  return means_no_locks (errno) ? 0 : -errno;
+  return fcntl (fd, command, lock) == 0 ? 0 : -errno;
+}
+
+/* As QEMU finds out: only where even looking at a lock fails, there are
+ * none.  0, or the errno that says so.
+ */
+static int
+why_no_locks (int fd)
+{
+  struct flock lock;
+  int r = lock_operation (fd, F_OFD_GETLK, &lock, F_WRLCK, USED, 1);
+
+  return means_no_locks (-r) ? -r : 0;
+}
+
+bool
+qcow2_file_has_locks (int fd)
+{
+  return why_no_locks (fd) == 0;
 }
 
 static int
@@ -111,8 +127,8 @@ lock_bytes (int fd, const char *filename, const struct role *role,
     r = lock_operation (fd, F_OFD_SETLK, &lock, F_RDLCK, *byte, 1);
     if (r < 0)
       return qcow2_error_set (error, r == -EACCES ? EAGAIN : -r,
-                              "%s: Failed to lock byte %d: %s",
-                              filename, *byte, strerror (-r));
+                              "%s: Failed to lock byte %d: %s (%s)",
+                              filename, *byte, strerror (-r), role->advice);
   }
   return 0;
 }
@@ -144,8 +160,14 @@ lock_as (int fd, const char *filename, const struct role *role,
          struct qcow2_error *error)
 {
   struct flock lock;
-  int r;
+  int r = why_no_locks (fd);
 
+  /* There are locks on other machines, then, that we can't see. */
+  if (r == ENOLCK && role == &writer)
+    return qcow2_error_set (error, ENOLCK, "%s: Failed to query locks: %s "
+                            "(%s)", filename, strerror (r), role->advice);
+  if (r != 0)
+    return 0;
   r = lock_bytes (fd, filename, role, error);
   if (r == 0)
     r = check_others (fd, filename, role, error);

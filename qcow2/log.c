@@ -3,8 +3,10 @@
 /* Messages about an open image. */
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "error.h"
 #include "log.h"
@@ -29,6 +31,22 @@ log_message (const struct log *log, enum qcow2_log_level level,
   va_end (args);
   qcow2_error_escape (harmless, sizeof harmless, text);
   log->fn (log->opaque, level, harmless);
+}
+
+bool
+log_limit_passes (struct log_limit *limit, unsigned *nr_left_out)
+{
+  int64_t last = atomic_load (&limit->last_sec);
+  struct timespec now;
+
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  if (last == now.tv_sec ||
+      !atomic_compare_exchange_strong (&limit->last_sec, &last, now.tv_sec)) {
+    atomic_fetch_add (&limit->nr_left_out, 1);
+    return false;
+  }
+  *nr_left_out = atomic_exchange (&limit->nr_left_out, 0);
+  return true;
 }
 
 const char *

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "backing-name.h"
+#include "file-lock.h"
 #include "format.h"
 #include "image.h"
 #include "io-direct.h"
@@ -45,6 +46,17 @@ qcow2_options_init (struct qcow2_options *options)
 
 /*----- Files -----*/
 
+/* Two writers destroy an image. */
+static void
+warn_without_locks (struct opening *o, int fd, const char *filename)
+{
+  if (!qcow2_file_has_locks (fd))
+    log_message (&o->image->log, QCOW2_LOG_WARNING,
+                 "%s: the filesystem has no locks, so nothing keeps other "
+                 "programs from writing to the file at the same time, which "
+                 "would destroy the image", filename);
+}
+
 /* Make a storage of FD, and let the hook have it. */
 static int
 storage_of_fd (struct opening *o, int fd, const char *filename,
@@ -57,6 +69,8 @@ storage_of_fd (struct opening *o, int fd, const char *filename,
     (cache == QCOW2_CACHE_UNSAFE ? QCOW2_IO_FILE_NO_FLUSH : 0);
   int r;
 
+  if (writable && o->options->lock)
+    warn_without_locks (o, fd, filename);
   if (cache == QCOW2_CACHE_NONE || cache == QCOW2_CACHE_DIRECTSYNC)
     r = qcow2_io_direct_new (fd, filename, flags, s, o->error);
   else
@@ -465,6 +479,42 @@ image_format (const char *format, bool *is_raw, struct qcow2_error *error)
   return 0;
 }
 
+static int
+check_values (const struct qcow2_options *options, bool *is_raw,
+              struct qcow2_error *error)
+{
+  int r = image_format (options->format, is_raw, error);
+
+  if (r < 0)
+    return r;
+  if (options->max_chain_depth > QCOW2_MAX_CHAIN_DEPTH)
+    return qcow2_error_set (error, EINVAL,
+                            "the limit for the backing chain may be at most "
+                            "%d", QCOW2_MAX_CHAIN_DEPTH);
+  if (options->detect_zeroes == QCOW2_DETECT_ZEROES_UNMAP &&
+      !options->discard)
+    return qcow2_error_set (error, EINVAL,
+                            "setting detect-zeroes to unmap is not allowed "
+                            "without setting discard operation to unmap");
+  return 0;
+}
+
+int
+qcow2_options_check (const struct qcow2_options *options,
+                     struct qcow2_error *error)
+{
+  struct named_file_rule *rule;
+  bool is_raw;
+  int r = check_values (options, &is_raw, error);
+
+  if (r == 0)
+    r = named_file_rule_new (-1, options->allow_dirs, options->nr_allow_dirs,
+                             options->allow_none, &rule, error);
+  if (r == 0)
+    named_file_rule_free (rule);
+  return r;
+}
+
 int
 qcow2_open (const char *filename, const struct qcow2_options *options,
             struct qcow2 **image, struct qcow2_error *error)
@@ -475,19 +525,10 @@ qcow2_open (const char *filename, const struct qcow2_options *options,
   int r;
 
   *image = NULL;
-  r = image_format (options->format, &o.is_raw, error);
+  r = check_values (options, &o.is_raw, error);
   if (r < 0)
     return r;
   o.writable = options->writable && !o.is_raw;
-  if (options->max_chain_depth > QCOW2_MAX_CHAIN_DEPTH)
-    return qcow2_error_set (error, EINVAL,
-                            "the limit for the backing chain may be at most "
-                            "%d", QCOW2_MAX_CHAIN_DEPTH);
-  if (options->detect_zeroes == QCOW2_DETECT_ZEROES_UNMAP &&
-      !options->discard)
-    return qcow2_error_set (error, EINVAL,
-                            "setting detect-zeroes to unmap is not allowed "
-                            "without setting discard operation to unmap");
   /* Its epochs lie in cache lines of their own. */
   o.image = aligned_alloc (_Alignof (struct qcow2), sizeof *o.image);
   if (!o.image)

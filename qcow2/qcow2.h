@@ -149,6 +149,12 @@ struct qcow2_options {
  */
 extern void qcow2_options_init (struct qcow2_options *options);
 
+/* What of qcow2_open's errors OPTIONS alone tell: values that don't go together,
+ * directories in allow_dirs that are none.
+ */
+extern int qcow2_options_check (const struct qcow2_options *options,
+                                struct qcow2_error *error);
+
 /* Open FILENAME with its data file and its backing chain.  Everything
  * OPTIONS points to is copied, but for the functions.  No thread is
  * started before the first write.
@@ -176,10 +182,13 @@ extern int qcow2_close (struct qcow2 *image);
  * may be in progress; snapshots may have other indexes afterwards.
  *
  * What is open for writing is made durable first; if that fails, nothing
- * is read, and all is as before.  After any other error no view can be
- * opened, which gives this error again, until a later qcow2_reopen
- * succeeds.  That is so, too, where an image names another backing file
- * or data file than before: these are opened by qcow2_open alone.
+ * is read, and all is as before.  But where writing has ended already (the
+ * image is corrupt, a flush has failed), it is read all the same; after a
+ * flush that failed it is read-only from then on.  After any other error no
+ * view can be opened, which gives this error again, until a later
+ * qcow2_reopen succeeds.  That is so, too, where an image names another
+ * backing file or data file than before: these are opened by qcow2_open
+ * alone.
  */
 extern int qcow2_reopen (struct qcow2 *image, struct qcow2_error *error);
 
@@ -323,8 +332,9 @@ extern int qcow2_view_open (struct qcow2 *image, size_t snapshot,
 
 /* No request of this reference is in progress.  With the last view of an
  * image that was changed everything is made durable, and what can be freed
- * is freed, as for closing the image; errors are logged.  VIEW may be
- * NULL.
+ * is freed, as for closing the image; errors are logged.  Without locks an
+ * error ends writing, since others may write from now on: what was not flushed
+ * may be lost, and later requests fail until qcow2_reopen.  VIEW may be NULL.
  */
 extern void qcow2_view_close (struct qcow2_view *view);
 
@@ -493,7 +503,9 @@ extern int qcow2_check (struct qcow2 *image,
 
 /*----- Writing -----*/
 
-/* Only the active layer of an image that is open for writing. */
+/* Only the active layer of an image that is open for writing, and not after
+ * writing has ended: the image is corrupt, or a flush has failed.
+ */
 extern bool qcow2_view_can_write (const struct qcow2_view *view);
 
 /* These return -EROFS for a view that can't be written.  With FUA, what

@@ -142,12 +142,33 @@ read_again (struct qcow2 *image, struct qcow2_error *error)
   return r;
 }
 
+/* A writer that has ended never writes again, so nothing is to be waited for.
+ * After a flush that failed the kernel may show what is not on the disk: the
+ * image stays read-only then, see qcow2_reopen.
+ */
+static void
+end_writer (struct qcow2 *image)
+{
+  struct writer *w = image->writer;
+
+  worker_stop (w);
+  if (w->committer.failed && !w->given_up)
+    image->writable = false;
+}
+
 static int
 come_to_rest (struct qcow2 *image, struct qcow2_error *error)
 {
   struct writer *w = image->writer;
-  int r = w ? writer_rest (w) : 0;
+  int r;
 
+  if (!w)
+    return 0;
+  if (committer_state (&w->committer) < 0) {
+    end_writer (image);
+    return 0;
+  }
+  r = writer_rest (w);
   if (r < 0)
     qcow2_error_set (error, -r, "%s: what was changed can't be made durable, "
                      "so the image is not read again: %s", w->top->filename,

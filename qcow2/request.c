@@ -7,8 +7,11 @@
  */
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 
 #include "detect-zeroes.h"
+#include "guard.h"
 #include "image.h"
 #include "write.h"
 #include "writer.h"
@@ -35,7 +38,9 @@ writer_of (const struct qcow2_view *view)
 bool
 qcow2_view_can_write (const struct qcow2_view *view)
 {
-  return writer_of (view) != NULL;
+  struct writer *w = writer_of (view);
+
+  return w && committer_state (&w->committer) == 0;
 }
 
 /* Is the request to be durable when it is answered? */
@@ -108,17 +113,40 @@ run_once (struct writer *w, const struct request *req, bool *durable)
   return r;
 }
 
-static int
-run (const struct qcow2_view *view, const struct request *req)
+/* Failures of which the user knows already, or that are answers. */
+static bool
+is_silent (const struct writer *w, const struct request *req, int r)
 {
-  struct writer *w = writer_of (view);
+  return r == -EOPNOTSUPP || r == -EROFS || r == -ESHUTDOWN ||
+    guard_is_corrupt (w->top) || (req->too_short && *req->too_short);
+}
+
+/* Clients go on writing when the disk is full. */
+static void
+log_failure (struct writer *w, const struct request *req, int r)
+{
+  unsigned nr_before;
+  char before[60] = "";
+
+  if (!log_limit_passes (&w->failures, &nr_before))
+    return;
+  if (nr_before > 0)
+    snprintf (before, sizeof before, " (and %u requests before that)",
+              nr_before);
+  log_message (&w->top->log, QCOW2_LOG_ERROR,
+               "%s: can't %s %" PRIu64 " bytes at %s 0x%" PRIx64 ": %s%s",
+               w->top->filename, req->buf ? "write" :
+               req->mode == ZERO_TRIM ? "trim" : "zero", req->count,
+               req->too_short ? "VM state offset" : "guest offset",
+               req->offset, log_errno_text (-r), before);
+}
+
+static int
+run_durably (struct writer *w, const struct request *req)
+{
   bool durable;
   int r;
 
-  if (!w)
-    return -EROFS;
-  if (req->count == 0)
-    return 0;
   r = run_once (w, req, &durable);
   if (r == -ENOSPC) {
     alloc_note_full (&w->alloc);
@@ -127,6 +155,22 @@ run (const struct qcow2_view *view, const struct request *req)
   }
   if (r == 0 && wants_durable (w, req) && !durable)
     r = commit (&w->committer);
+  return r;
+}
+
+static int
+run (const struct qcow2_view *view, const struct request *req)
+{
+  struct writer *w = writer_of (view);
+  int r;
+
+  if (!w)
+    return -EROFS;
+  if (req->count == 0)
+    return 0;
+  r = run_durably (w, req);
+  if (r < 0 && !is_silent (w, req, r))
+    log_failure (w, req, r);
   return r;
 }
 

@@ -144,11 +144,14 @@ free_durable (struct writer *w)
 int
 worker_round (struct writer *w)
 {
-  int r = 0, r2;
+  int r = committer_state (&w->committer), r2;
 
-  /* Writes in place leave all metadata clean, and need a flush.  And a
-   * commit may have come between a change and what it unlinked.
+  /* When writing has ended nothing is given back to the host, either.  Writes
+   * in place leave all metadata clean, and need a flush.  And a commit may
+   * have come between a change and what it unlinked.
    */
+  if (r < 0)
+    return r;
   if (!committer_is_clean (&w->committer) ||
       epoch_has_written (&w->image->epoch) ||
       retire_has_unlinked (&w->retire))
@@ -169,7 +172,7 @@ is_past (const struct timespec *until)
 {
   struct timespec now;
 
-  clock_gettime (CLOCK_REALTIME, &now);
+  clock_gettime (CLOCK_MONOTONIC, &now);
   return now.tv_sec > until->tv_sec ||
     (now.tv_sec == until->tv_sec && now.tv_nsec >= until->tv_nsec);
 }
@@ -180,7 +183,7 @@ wait_for_work (struct writer *w, bool *counting)
 {
   struct timespec until;
 
-  clock_gettime (CLOCK_REALTIME, &until);
+  clock_gettime (CLOCK_MONOTONIC, &until);
   until.tv_sec += INTERVAL_SECONDS;
   while (!w->stop && !w->hurry && !is_past (&until)) {
     if (!*counting) {

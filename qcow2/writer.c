@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "format.h"
 #include "guard.h"
@@ -14,6 +15,18 @@
 
 /* Refcount slices get this part of the metadata cache. */
 #define REFCOUNT_CACHE_PART 8
+
+/* Waits for the worker's interval must not depend on the time of day. */
+static void
+init_wake (pthread_cond_t *wake)
+{
+  pthread_condattr_t attr;
+
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (wake, &attr);
+  pthread_condattr_destroy (&attr);
+}
 
 static void
 init_locks (struct writer *w)
@@ -24,7 +37,7 @@ init_locks (struct writer *w)
   inflight_init (&w->inflight);
   pthread_mutex_init (&w->begin_lock, NULL);
   pthread_mutex_init (&w->worker_lock, NULL);
-  pthread_cond_init (&w->worker_wake, NULL);
+  init_wake (&w->worker_wake);
   pthread_cond_init (&w->round_ended, NULL);
 }
 
@@ -358,8 +371,9 @@ clear_dirty_bit (struct writer *w)
 
   if (!w->dirty || w->unrepaired)
     return 0;
-  if (guard_is_corrupt (w->top))
-    return -EIO;
+  r = committer_state (&w->committer);
+  if (r < 0)
+    return r;
   r = header_writer_set_features (w->header, NULL, &clear);
   if (r == 0)
     w->dirty = false;
@@ -390,14 +404,43 @@ writer_rest (struct writer *w)
   return clear_dirty_bit (w);
 }
 
+/* Without locks other programs take their turn now.  To write anything after
+ * that would destroy what they have done, so what could not be written is
+ * given up, as in a power failure: what was flushed is in the file.
+ */
+static void
+end_turn (struct writer *w, int r)
+{
+  if (committer_state (&w->committer) == 0) {
+    w->given_up = true;
+    committer_fail (&w->committer, r);
+  }
+  worker_stop (w);
+  settle (w);
+}
+
+/* The gate is closed, and no view is open. */
+static void
+rest_without_views (struct writer *w)
+{
+  int r = committer_state (&w->committer);
+
+  if (r == 0) {
+    r = writer_rest (w);
+    if (r < 0)
+      log_message (&w->top->log, QCOW2_LOG_ERROR,
+                   "%s: the image could not be brought to rest after the "
+                   "last client has left: %s", w->top->filename,
+                   strerror (-r));
+  }
+  if (r < 0 && !w->image->options.lock && !image_has_views (w->image))
+    end_turn (w, r);
+}
+
 void
 writer_views_closed (struct writer *w)
 {
-  int r = 0;
-
-  if (!w || committer_state (&w->committer) < 0)
-    return;
-  if (!writer_has_begun (w) && (!w->dirty || w->unrepaired))
+  if (!w || (!writer_has_begun (w) && (!w->dirty || w->unrepaired)))
     return;
   /* Most of the work, retiring too, so that a client that comes meanwhile
    * waits for little; and for nothing, once it is there.
@@ -407,12 +450,8 @@ writer_views_closed (struct writer *w)
     return;
   gate_close (&w->image->gate);
   if (!w->finished && !image_has_views (w->image))
-    r = writer_rest (w);
+    rest_without_views (w);
   gate_open (&w->image->gate);
-  if (r < 0)
-    log_message (&w->top->log, QCOW2_LOG_ERROR,
-                 "%s: the image could not be brought to rest after the last "
-                 "client has left: %s", w->top->filename, strerror (-r));
 }
 
 int

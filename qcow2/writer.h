@@ -45,12 +45,16 @@ struct writer {
   bool unrepaired;              /* and keeps it, for the next that opens the
                                    image: gate closed */
 
+  struct log_limit failures;    /* of requests */
+
   /* The background worker, see worker.c. */
   pthread_t thread;
   bool has_thread;
   bool finished;                /* by writer_finish, with the gate closed */
+  bool given_up;                /* what was not durable, in writer_views_closed:
+                                   gate closed */
   pthread_mutex_t worker_lock;
-  pthread_cond_t worker_wake;
+  pthread_cond_t worker_wake;   /* by CLOCK_MONOTONIC */
   pthread_cond_t round_ended;
   bool stop;
   bool hurry;                   /* do a round now */
@@ -73,7 +77,8 @@ extern int writer_new (struct qcow2 *image,
 extern int writer_rest (struct writer *w);
 
 /* The last view was closed: the same, unless one was opened meanwhile.
- * Errors are logged.  W may be NULL.
+ * Errors are logged.  Without locks an error ends writing: other programs
+ * may write from now on.  W may be NULL.
  */
 extern void writer_views_closed (struct writer *w);
 

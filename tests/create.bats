@@ -109,12 +109,36 @@ nothing_made ()
         new.qcow2 create=backing
     refuses_to_start 'the size is given by create=SIZE' \
         new.qcow2 create=1M create-options=size=1M
-    refuses_to_start 'could not parse' new.qcow2 create=big
+    refuses_to_start 'create=big: must be a size' new.qcow2 create=big
     refuses_to_start 'write=off' new.qcow2 create=1M write=off
+    refuses_to_start "can't be used with nbdkit's -r" -r new.qcow2 create=1M
+    refuses_to_start "or the cow filter" --filter=cow new.qcow2 create=1M
+    refuses_to_start 'detect-zeroes to unmap is not allowed' \
+        new.qcow2 create=1M detect-zeroes=unmap discard=ignore
+    refuses_to_start 'lazy-refcounts=on needs an image of version 3' \
+        new.qcow2 create=1M create-options=compat=0.10 lazy-refcounts=on
+    refuses_to_start 'allow-dir=nowhere: No such file' \
+        new.qcow2 create=1M allow-dir=nowhere
+    refuses_to_start 'data-file=data.raw: .* only if create-options=' \
+        new.qcow2 create=1M data-file=data.raw
     refuses_to_start 'snapshot=' new.qcow2 create=1M snapshot=1
     refuses_to_start 'missing/new.qcow2: No such file' \
         missing/new.qcow2 create=1M
     nothing_made ''
+}
+
+@test "no other data file is opened than the one that was made" {
+    echo precious > precious.raw
+    refuses_to_start 'create= makes the data file data.raw' new.qcow2 \
+        create=1M create-options=data_file=data.raw data-file=precious.raw
+    nothing_made precious.raw
+    [ "$(cat precious.raw)" = precious ]
+    start_nbdkit new.qcow2 create=1M create-options=data_file=data.raw \
+        data-file=data.raw
+    qemu-io -f raw -c 'write -q -P 7 0 1M' "$uri"
+    stop_nbdkit
+    [ "$(cat precious.raw)" = precious ]
+    qemu-io -f qcow2 -c 'read -P 7 0 1M' new.qcow2 | grep 'read 1048576'
 }
 
 @test "when space runs out, nothing is left" {
@@ -191,7 +215,8 @@ nothing_made ()
 @test "an image whose backing file may not be opened stays, but is not served" {
     mkdir dir
     qemu-img create -q -f qcow2 base.qcow2 1M
-    refuses_to_start 'add allow-dir=' dir/new.qcow2 create=backing \
+    refuses_to_start 'add allow-dir=.*the new image was made' \
+        dir/new.qcow2 create=backing \
         create-options=backing_file=../base.qcow2,backing_fmt=qcow2
     qemu-img check -f qcow2 dir/new.qcow2
     start_nbdkit dir/new.qcow2 allow-dir=.

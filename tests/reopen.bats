@@ -212,6 +212,7 @@ refused ()
     serves
     printf 'x' | dd of=disk.qcow2 conv=notrunc status=none
     refused 'not in qcow2 format'
+    [ "$(grep -c 'not in qcow2 format' "$server_stderr")" -eq 1 ]
     run ! nbdinfo --size "nbd+unix:///snap?socket=$sock"
     : > disk.qcow2
     refused 'not in qcow2 format'

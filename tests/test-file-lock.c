@@ -19,11 +19,13 @@
 
 #include "qcow2/file-lock.h"
 #include "qcow2/io-file.h"
+#include "qcow2/qcow2.h"
 #include "tap.h"
 
 /*----- fcntl that can be made to fail -----*/
 
-static int lock_errno;
+static int lock_errno;          /* of any use of locks, but 0 */
+static int set_errno;           /* of taking or dropping one, but 0 */
 
 int
 fcntl (int fd, int command, ...)
@@ -36,6 +38,10 @@ fcntl (int fd, int command, ...)
   va_end (args);
   if (lock_errno && (command == F_OFD_SETLK || command == F_OFD_GETLK)) {
     errno = lock_errno;
+    return -1;
+  }
+  if (set_errno && command == F_OFD_SETLK) {
+    errno = set_errno;
     return -1;
   }
   return syscall (SYS_fcntl, fd, command, arg);
@@ -422,25 +428,83 @@ over_a_fork (void)
   close (fd);
 }
 
+static int nr_warnings;
+
+static void
+count_warnings (void *opaque, enum qcow2_log_level level, const char *text)
+{
+  nr_warnings += level == QCOW2_LOG_WARNING &&
+    strstr (text, "the filesystem has no locks") != NULL;
+}
+
+/* How many warnings opening the image gives; -1 if it fails. */
+static int
+warnings_when_opened (bool writable)
+{
+  struct qcow2_options options;
+  struct qcow2_error error;
+  struct qcow2 *opened;
+
+  qcow2_options_init (&options);
+  options.writable = writable;
+  options.log = count_warnings;
+  nr_warnings = 0;
+  if (qcow2_open (image, &options, &opened, &error) < 0)
+    return -1;
+  qcow2_close (opened);
+  return nr_warnings;
+}
+
 static void
 filesystems_without_locks (void)
 {
-  static const int none[] = { ENOLCK, EINVAL, ENOSYS, EOPNOTSUPP };
+  static const int none[] = { EINVAL, ENOSYS, EOPNOTSUPP, ENOLCK };
   struct qcow2_error error = { "" };
-  int fd = open_image (O_RDONLY);
+  int fd = open_image (O_RDWR);
 
   for (size_t i = 0; i < sizeof none / sizeof none[0]; ++i) {
+    bool unknown = none[i] == ENOLCK;
+
     lock_errno = none[i];
     is_int (qcow2_file_lock_read (fd, image, NULL), 0,
-            "a filesystem that says \"%s\" is used without locks",
+            "a filesystem that says \"%s\" is read without locks",
             strerror (none[i]));
+    is_int (qcow2_file_lock_write (fd, image, &error), unknown ? -ENOLCK : 0,
+            "... and %s", unknown ? "not written" : "written");
+    is_int (warnings_when_opened (true), unknown ? -1 : 1,
+            "... which gives %s", unknown ? "an error" : "a warning");
+    is_int (warnings_when_opened (false), 0, "... as reading does not");
   }
+  ok (strstr (error.message, image) != NULL &&
+      strstr (error.message, "lock=off") != NULL,
+      "the error names the file, and how to go on");
   lock_errno = EIO;
   is_int (qcow2_file_lock_read (fd, image, &error), -EIO,
           "any other error is one");
   ok (strstr (error.message, strerror (EIO)) != NULL &&
       strstr (error.message, image) != NULL, "... and says which");
   lock_errno = 0;
+  close (fd);
+}
+
+/* No room for one more lock, where there are some. */
+static void
+locks_that_cannot_be_had (void)
+{
+  struct qcow2_error error = { "" };
+  int fd = open_image (O_RDWR);
+
+  set_errno = ENOLCK;
+  is_int (qcow2_file_lock_write (fd, image, &error), -ENOLCK,
+          "a writer that gets no lock is kept out");
+  ok (strstr (error.message, "Failed to lock byte 100") != NULL &&
+      strstr (error.message, "lock=off") != NULL,
+      "... and is told how to go on");
+  is_int (qcow2_file_lock_read (fd, image, &error), -ENOLCK,
+          "so is a reader, as with QEMU");
+  set_errno = 0;
+  is_int (warnings_when_opened (true), 0,
+          "where there are locks there is no warning");
   close (fd);
 }
 
@@ -462,6 +526,7 @@ main (void)
   each_conflict ();
   over_a_fork ();
   filesystems_without_locks ();
+  locks_that_cannot_be_had ();
 
   snprintf (command, sizeof command, "rm -rf '%s'", dir);
   must (system (command) == 0, command);

@@ -13,16 +13,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "grow-disk.h"
+#include "guard.h"
 #include "image.h"
 #include "power-check.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
 #include "tap.h"
 #include "write-log.h"
+#include "writer.h"
 
 #define KiB ((uint64_t) 1024)
 #define MiB (KiB * 1024)
@@ -33,6 +36,8 @@ print_message (void *opaque, enum qcow2_log_level level, const char *text)
 {
   printf ("# log: %s\n", text);
 }
+
+static bool lock_off;
 
 static struct qcow2 *
 open_with (const char *create, struct write_log *log,
@@ -46,6 +51,8 @@ open_with (const char *create, struct write_log *log,
   run_command ("rm -rf *; %s", create);
   qcow2_options_init (&options);
   options.writable = true;
+  options.lock = !lock_off;
+  options.repair = !lock_off;
   options.cache = cache;
   options.cache_bytes = cache_bytes;
   options.allow_dirs = anywhere;
@@ -300,6 +307,141 @@ test_error (void)
                   "-c 'read -q -P 0x6d 1M 1' disk.qcow2"), 0,
           "that has both");
   qcow2_close (image);
+  write_log_clear (&log);
+}
+
+/*----- Without locks, in turns with other programs -----*/
+
+/* What a hook lets fail. */
+struct failing {
+  atomic_bool writes, flushes;
+};
+
+static int
+fail_some (void *opaque, const struct log_event *event)
+{
+  struct failing *f = opaque;
+
+  return (event->kind == LOG_WRITE && atomic_load (&f->writes)) ||
+    (event->kind == LOG_FLUSH && atomic_load (&f->flushes)) ? -ENOSPC : 0;
+}
+
+/* The turn of another program, which changes where everything lies. */
+static void
+others_turn (void)
+{
+  run_command ("qemu-io -f qcow2 -c 'write -q -P 0x6f 0 3M' disk.qcow2 && "
+               "qemu-img snapshot -c s disk.qcow2 && "
+               "qemu-io -f qcow2 -c 'write -q -P 0x70 1M 3M' disk.qcow2");
+}
+
+/* What the next client sees, and whether it can write. */
+static void
+next_turn (struct qcow2 *image, bool can_write, const char *after)
+{
+  struct qcow2_error error = { "" };
+  struct qcow2_view *view;
+  char buf[2] = "";
+
+  is_int (qcow2_reopen (image, &error), 0,
+          "after %s the image is read again %s", after, error.message);
+  view = open_view (image);
+  ok (qcow2_pread (view, buf, 1, 0) == 0 &&
+      qcow2_pread (view, buf + 1, 1, 2 * MiB) == 0 &&
+      memcmp (buf, "op", 2) == 0, "the next client sees what is new");
+  is_int (qcow2_pwrite (view, "next", 4, 5 * MiB, true),
+          can_write ? 0 : -EROFS, "it %s", can_write ? "writes" :
+          "can't write");
+  qcow2_view_close (view);
+  qcow2_close (image);
+  is_int (qemu_check ("disk.qcow2"), 0, "the check is clean");
+  is_int (system ("qemu-io -r -f qcow2 -c 'read -q -P 0x6f 0 1M' "
+                  "-c 'read -q -P 0x70 1M 3M' disk.qcow2"), 0,
+          "nothing of the other program's is lost");
+}
+
+static void
+test_turn_after_failure (const char *after, bool flush, bool corrupt)
+{
+  struct failing failing = { .writes = false };
+  struct write_log log;
+  struct qcow2_view *view;
+  struct qcow2 *image;
+  int r;
+
+  write_log_init (&log);
+  log.hook = fail_some;
+  log.opaque = &failing;
+  image = open_image ("qemu-img create -q -f qcow2 -o compat=0.10 disk.qcow2 "
+                      "8M", &log);
+  view = open_view (image);
+  r = qcow2_pwrite (view, "early", 5, 0, true);
+  r = r < 0 ? r : qcow2_pwrite (view, "late", 4, MiB, false);
+  is_int (r, 0, "a client writes");
+  if (corrupt)
+    guard_corrupt (image->chain.layers[0], "the test says so");
+  atomic_store (&failing.flushes, flush);
+  atomic_store (&failing.writes, !flush && !corrupt);
+  if (flush)
+    is_int (qcow2_flush (view), -ENOSPC, "a flush fails");
+  qcow2_view_close (view);
+  atomic_store (&failing.writes, false);
+  atomic_store (&failing.flushes, false);
+  ok (!image->writer->has_thread, "nothing is tried in the background");
+  /* What was flushed is there, whatever came after it. */
+  is_int (system ("qemu-io -r -f qcow2 -c 'read -q -P 0x65 0 1' disk.qcow2"),
+          0, "what was flushed is there");
+  run_command ("qemu-img check -q -r leaks disk.qcow2 || :");
+  others_turn ();
+  next_turn (image, !flush, after);
+  write_log_clear (&log);
+}
+
+static void
+test_turns (void)
+{
+  lock_off = true;
+  test_turn_after_failure ("a failed flush", true, false);
+  test_turn_after_failure ("corruption", false, true);
+  test_turn_after_failure ("a failure to come to rest", false, false);
+  lock_off = false;
+}
+
+/*----- The clock -----*/
+
+static _Atomic time_t set_back_seconds;
+
+int
+clock_gettime (clockid_t id, struct timespec *now)
+{
+  int r = (int) syscall (SYS_clock_gettime, id, now);
+
+  if (r == 0 && id == CLOCK_REALTIME)
+    now->tv_sec -= atomic_load (&set_back_seconds);
+  return r;
+}
+
+/* A commit in the background comes when it should. */
+static void
+test_clock (void)
+{
+  struct write_log log;
+  struct qcow2 *image;
+  struct qcow2_view *view;
+  unsigned i;
+
+  write_log_init (&log);
+  image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
+  view = open_view (image);
+  is_int (qcow2_pwrite (view, "data", 4, 0, false), 0, "a client writes");
+  usleep (100000);              /* the worker waits */
+  atomic_store (&set_back_seconds, 3600);
+  for (i = 0; i < 80 && !committer_is_clean (&image->writer->committer); ++i)
+    usleep (100000);
+  atomic_store (&set_back_seconds, 0);
+  ok (i < 80, "it is committed soon, though the clock was set back");
+  qcow2_view_close (view);
+  is_int (qcow2_close (image), 0, "it can be closed");
   write_log_clear (&log);
 }
 
@@ -610,6 +752,8 @@ main (void)
   test_far_end ();
   test_readers ();
   test_error ();
+  test_turns ();
+  test_clock ();
   test_clients ("64K clusters", CREATE "disk.qcow2 8M",
                 QCOW2_CACHE_WRITEBACK, QCOW2_DEFAULT_CACHE_BYTES);
   test_clients ("4K clusters, a small cache", CREATE "-o cluster_size=4k "

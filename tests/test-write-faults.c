@@ -47,6 +47,8 @@ static const struct fault_case fault_cases[] = {
   { LOG_FLUSH, ENOSPC, false, false },
   { LOG_ZERO, EIO, false, false },
   { LOG_TRUNCATE, EIO, false, false },
+  { LOG_TRUNCATE, ENOSPC, false, false },
+  { LOG_DISCARD, EIO, true, false },
   { LOG_READ, EIO, false, true },
   { LOG_WRITE, EIO, false, true },
   { LOG_WRITE, EIO, true, true },
@@ -230,6 +232,7 @@ one_case (struct subject_state *ss, struct faulty *f, uint64_t seed,
   run.log.opaque = f;
   subject_options (&ss->s, ".", &options);
   options.writable = true;
+  options.lock = true;          /* or an error in leaving would end writing */
   write_log_use (&run.log, &options);
   if (qcow2_open (SUBJECT_IMAGE, &options, &image, &error) < 0) {
     printf ("Bail out! %s\n", error.message);
