@@ -49,6 +49,37 @@ holds ()
     holds in.raw
 }
 
+# The largest requests that nbdkit takes; it tells clients to send 32 MiB.
+@test "writes of 32 and 64 MiB at odd offsets" {
+    for options in cluster_size=2M,extended_l2=on cluster_size=4k; do
+        rm -f disk.qcow2
+        qemu-img create -q -f qcow2 -o $options disk.qcow2 150M
+        start_nbdkit disk.qcow2
+        "$PYTHON" - "$uri" model.raw <<'END'
+import os, sys, nbd
+
+h = nbd.NBD()
+h.set_strict_mode(0)
+h.connect_uri(sys.argv[1])
+M = 1 << 20
+size = h.get_size()
+model = bytearray(size)
+noise = os.urandom(64 * M)
+for count, offset in ((32 * M, 511), (64 * M, 65535), (32 * M - 1, 70 * M + 1),
+                      (64 * M, size - 64 * M), (64 * M - 3, 20 * M + 4097)):
+    data = noise[:count - 1] + bytes([count & 127])
+    h.pwrite(data, offset)
+    model[offset:offset + count] = data
+assert h.pread(64 * M, 1) == model[1:64 * M + 1]
+h.flush()
+with open(sys.argv[2], "wb") as f:
+    f.write(model)
+END
+        stop_nbdkit
+        holds model.raw
+    done
+}
+
 @test "holes take no space" {
     make_raw in.raw
     qemu-img create -q -f qcow2 disk.qcow2 61M
@@ -179,6 +210,24 @@ at_rest ()
 
 # ---- servers that end -----------------------------------------------------
 
+# go_elsewhere: to a directory on a filesystem of the other kind, tmpfs or a
+# disk's: they do different things when space is zeroed or given up.
+go_elsewhere ()
+{
+    local parent=/dev/shm
+    [ "$(stat -f -c %T "$TEST_DIR")" != tmpfs ] || parent=$BUILD_DIR
+    elsewhere=$(mktemp -d "$parent/elsewhere.XXXXXX")
+    cd "$elsewhere"
+}
+
+teardown ()
+{
+    local status=0
+    common_teardown || status=1
+    [ -z "${elsewhere:-}" ] || rm -rf "$elsewhere"
+    return $status
+}
+
 kinds=(cluster_size=64k cluster_size=512 cluster_size=4k,compat=0.10
        cluster_size=64k,extended_l2=on cluster_size=64k,preallocation=metadata
        cluster_size=2M cluster_size=4k,refcount_bits=64
@@ -243,6 +292,7 @@ write_until_gone ()
     RANDOM=4
     repairs=0
     for ((seed = 0; seed < ${KILLS:-20}; seed++)); do
+        [ $seed -ne $((${KILLS:-20} / 2)) ] || go_elsewhere
         make_kind $seed
         write_until_gone $seed
         kill_nbdkit
@@ -366,4 +416,13 @@ h.pwrite(b'x' * 65536, 2 << 20); time.sleep(7); os._exit(0)" "$uri"
     # Before the server ends, which flushes anyway.
     grep -q fdatasync trace
     stop_nbdkit
+}
+
+# test-power-failure itself runs where the other tests do.
+@test "a power failure on a filesystem of the other kind" {
+    go_elsewhere
+    for subject in "64K clusters" "data file"; do
+        TMPDIR=$elsewhere POWER_STATES=40 POWER_SUBJECT=$subject \
+            "$BUILD_DIR/tests/test-power-failure"
+    done
 }
