@@ -73,11 +73,11 @@ h.connect_uri(sys.argv[1])
 $1" "$uri"
 }
 
-# client_meets_corruption OFFSET: writes there, which must fail, and then
-# nothing else may be written; but the cluster at 0 can be read.
+# client_meets_corruption OFFSET [read]: reads or writes there, which must fail,
+# and then nothing may be written; but the cluster at 0 can be read.
 client_meets_corruption ()
 {
-    timeout 60 "$PYTHON" - "$uri" "$1" <<'END'
+    timeout 60 "$PYTHON" - "$uri" "$1" "${2:-}" <<'END'
 import errno, nbd, sys
 h = nbd.NBD()
 h.connect_uri(sys.argv[1])
@@ -92,6 +92,8 @@ def refused(what, f):
     sys.exit("%s was not refused" % what)
 before = h.pread(65536, 0)
 assert before == b"\2" * 65536
+if sys.argv[3] == "read":
+    refused("the read", lambda: h.pread(512, offset))
 refused("the write", lambda: h.pwrite(b"x" * 4096, offset))
 refused("a write elsewhere", lambda: h.pwrite(b"x" * 4096, 4 << 20))
 refused("a write in place", lambda: h.pwrite(b"x" * 512, 0))
@@ -198,8 +200,9 @@ refuses_writes ()
     try_qemu 'read 64k 4k'
     cp disk.qcow2 before.qcow2
     start_nbdkit disk.qcow2 write=on
-    run ! nbd 'h.pread(512, 65536)'
-    client_meets_corruption 65536
+    client_meets_corruption 65536 read
+    # Who comes later is told at once.
+    nbdinfo --is read-only "$uri"
     stop_nbdkit
     is_marked disk.qcow2
     cmp -i 96 disk.qcow2 before.qcow2

@@ -136,6 +136,29 @@ END
     [[ $output == *"Missing:"*"jansson"*"make deps"* ]]
 }
 
+@test "make serve serves an image until it is told to end" {
+    local uri make_pid status=0
+    qemu-img create -q -f qcow2 disk.qcow2 1M
+    make -C "$COPY" serve IMAGE="$PWD/disk.qcow2" > serve.log 2>&1 3>&- &
+    make_pid=$!
+    for _ in {1..600}; do
+        uri=$(grep -o 'nbd+unix.*' serve.log) && break
+        sleep 0.05
+    done
+    nbdinfo --is read-only "$uri"
+    [ "$(nbdinfo --size "$uri")" -eq 1048576 ]
+    kill -TERM "$make_pid"
+    wait "$make_pid" || status=$?
+    [ $status -ne 0 ]
+    for _ in {1..200}; do
+        [ -S "${uri#*socket=}" ] || break
+        sleep 0.05
+    done
+    [ ! -e "${uri#*socket=}" ]
+    # Nobody has the image open any more.
+    qemu-io -f qcow2 -c 'write -q 0 512' disk.qcow2
+}
+
 @test "make builds nothing anew when nothing has changed" {
     make_quietly
     run make -C "$COPY" --no-print-directory all
