@@ -193,6 +193,16 @@ struct handle {
   size_t export;
 };
 
+/* A client may ask for anything. */
+static void
+no_such_export (const char *name)
+{
+  char harmless[1024];
+
+  qcow2_error_escape (harmless, sizeof harmless, name);
+  nbdkit_error ("%s: there is no export \"%s\"", config.filename, harmless);
+}
+
 static void *
 plugin_open (int readonly)
 {
@@ -217,7 +227,7 @@ plugin_open (int readonly)
   count_handle (1);
   r = exports_find (exports, name, &h->export);
   if (r < 0)
-    nbdkit_error ("%s: there is no export \"%s\"", config.filename, name);
+    no_such_export (name);
   else {
     r = exports_open (exports, h->export, &h->view, &error);
     if (r < 0)

@@ -210,6 +210,16 @@ snapshot_at ()
     stop_nbdkit
 }
 
+# Nothing that a terminal or a log would act upon.
+@test "a name that a client asks for is escaped in messages" {
+    image_with_snapshots a
+    start_nbdkit -r disk.qcow2
+    run ! nbdinfo "$(export_uri $'x\nnbdkit: y\033[31m')"
+    stop_nbdkit
+    grep -F 'there is no export "x\x0anbdkit: y\x1b[31m"' "$server_stderr"
+    run ! grep -q $'\033' "$server_stderr"
+}
+
 @test "unknown snapshots are refused" {
     image_with_snapshots a
     start_nbdkit -r disk.qcow2
