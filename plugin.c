@@ -26,6 +26,9 @@
 
 #define MAX_BLOCK_BYTES (32u << 20)
 
+/* nbdkit lists no more, and fails if there are. */
+#define MAX_LISTED_EXPORTS 10000
+
 static struct qcow2 *image;
 static struct exports *exports;
 static atomic_bool warned_readonly;
@@ -155,13 +158,31 @@ count_handle (int change)
 
 /*----- Exports -----*/
 
+/* All of them can be opened. */
+static size_t
+nr_listed_locked (void)
+{
+  static bool warned;
+  size_t nr = exports_count (exports);
+
+  if (nr <= MAX_LISTED_EXPORTS)
+    return nr;
+  if (!warned)
+    nbdkit_error ("warning: %s: the image has %zu snapshots; only the first "
+                  "%d are listed", config.filename, nr - 1,
+                  MAX_LISTED_EXPORTS - 1);
+  warned = true;
+  return MAX_LISTED_EXPORTS;
+}
+
 static int
 list_exports_locked (struct nbdkit_exports *list)
 {
-  size_t i;
+  size_t i, nr;
 
   read_again_locked ();
-  for (i = 0; i < exports_count (exports); ++i) {
+  nr = nr_listed_locked ();
+  for (i = 0; i < nr; ++i) {
     char *description = exports_describe (exports, i);
     int r;
 
