@@ -26,6 +26,9 @@
 
 #define MAX_BLOCK_BYTES (32u << 20)
 
+/* nbdkit lists no more, and fails if there are. */
+#define MAX_LISTED_EXPORTS 10000
+
 static struct qcow2 *image;
 static struct exports *exports;
 static atomic_bool warned_readonly;
@@ -158,16 +161,34 @@ client_goes (void)
 
 /*----- Exports -----*/
 
+/* All of them can be opened. */
+static size_t
+nr_listed_locked (void)
+{
+  static bool warned;
+  size_t nr = exports_count (exports);
+
+  if (nr <= MAX_LISTED_EXPORTS)
+    return nr;
+  if (!warned)
+    nbdkit_error ("warning: %s: the image has %zu snapshots; only the first "
+                  "%d are listed", config.filename, nr - 1,
+                  MAX_LISTED_EXPORTS - 1);
+  warned = true;
+  return MAX_LISTED_EXPORTS;
+}
+
 static int
 list_exports_locked (struct nbdkit_exports *list)
 {
   struct qcow2_error why;
-  size_t i;
+  size_t i, nr;
 
   read_again_locked (&why);
   if (why.message[0] != '\0')
     nbdkit_error ("%s", why.message);
-  for (i = 0; i < exports_count (exports); ++i) {
+  nr = nr_listed_locked ();
+  for (i = 0; i < nr; ++i) {
     char *description = exports_describe (exports, i);
     int r;
 
@@ -199,8 +220,18 @@ struct handle {
   size_t export;
 };
 
-/* WHY is what went wrong when the image was read again.  Mostly no export can be
- * opened then, for the same reason, which is printed once.
+/* A client may ask for anything. */
+static void
+no_such_export (const char *name)
+{
+  char harmless[1024];
+
+  qcow2_error_escape (harmless, sizeof harmless, name);
+  nbdkit_error ("%s: there is no export \"%s\"", config.filename, harmless);
+}
+
+/* WHY is what went wrong when the image was read again.  Mostly no export can
+ * be opened then, for the same reason, which is printed once.
  */
 static int
 open_export (struct handle *h, const char *name, const struct qcow2_error *why)
@@ -209,7 +240,7 @@ open_export (struct handle *h, const char *name, const struct qcow2_error *why)
   int r = exports_find (exports, name, &h->export);
 
   if (r < 0)
-    nbdkit_error ("%s: there is no export \"%s\"", config.filename, name);
+    no_such_export (name);
   else
     r = exports_open (exports, h->export, &h->view, &error);
   if (error.message[0] != '\0')

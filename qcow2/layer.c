@@ -11,6 +11,47 @@
 #include "format.h"
 #include "layer.h"
 
+/* Read NR entries at OFFSET, in host order, into zeroed memory.  What is a hole
+ * is not touched, so it takes no memory: many small files, or snapshots of one,
+ * may claim tables of the largest size.
+ */
+static int
+read_entries (struct qcow2_storage *s, uint64_t offset, uint32_t nr,
+              uint64_t *entries)
+{
+  uint64_t end = offset + nr * UINT64_C (8), length, i;
+  int64_t size_bytes;
+  bool hole;
+  int r;
+
+  for (; offset < end; offset += length) {
+    if (qcow2_storage_hole (s, offset, &hole, &length) < 0) {
+      hole = false;
+      length = UINT64_MAX;
+    }
+    if (length > end - offset)
+      length = end - offset;
+    if (length < 8) {           /* a word that is a hole in part is data */
+      hole = false;
+      length = 8;
+    }
+    length &= ~UINT64_C (7);
+    if (!hole) {
+      r = qcow2_storage_read_meta (s, entries, length, offset);
+      if (r < 0)
+        return r;
+      for (i = 0; i < length / 8; ++i)
+        entries[i] = be64toh (entries[i]);
+    }
+    entries += length / 8;
+  }
+  /* Behind the end of the file there are no zeros, but an error. */
+  size_bytes = qcow2_storage_size (s);
+  if (size_bytes < 0)
+    return (int) size_bytes;
+  return (uint64_t) size_bytes < end ? -EIO : 0;
+}
+
 int
 l1_table_read (const struct layer *l, const char *what,
                uint64_t offset, uint32_t nr_entries,
@@ -18,7 +59,6 @@ l1_table_read (const struct layer *l, const char *what,
 {
   int64_t file_bytes = qcow2_storage_size (l->file);
   uint64_t *entries;
-  uint32_t i;
   int r;
 
   table->entries = NULL;
@@ -35,18 +75,15 @@ l1_table_read (const struct layer *l, const char *what,
   if (nr_entries == 0)
     return 0;
 
-  entries = malloc (nr_entries * sizeof *entries);
+  entries = calloc (nr_entries, sizeof *entries);
   if (!entries)
     return qcow2_error_set (error, ENOMEM, "out of memory");
-  r = qcow2_storage_read_meta (l->file, entries,
-                               nr_entries * sizeof *entries, offset);
+  r = read_entries (l->file, offset, nr_entries, entries);
   if (r < 0) {
     free (entries);
     return qcow2_error_set (error, -r, "can't read %s at 0x%" PRIx64 ": %s",
                             what, offset, strerror (-r));
   }
-  for (i = 0; i < nr_entries; ++i)
-    entries[i] = be64toh (entries[i]);
   table->entries = (_Atomic uint64_t *) entries;
   table->nr_entries = nr_entries;
   return 0;

@@ -104,6 +104,7 @@ reload_layer (const struct qcow2 *image, struct layer *l,
     fresh.ino = l->ino;
     fresh.log = l->log;
     fresh.data = l->data;
+    fresh.data_filename = l->data_filename;
     *l = fresh;
     return 0;
   }

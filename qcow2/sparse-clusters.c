@@ -5,42 +5,38 @@
 #include <endian.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "format.h"
 #include "sparse-clusters.h"
 
 #define PIECE_BYTES 65536
 
-/* The entries of BYTES of a refcount block that are not 0. */
+/* The entries of BYTES of a refcount block that are not 0, a word of them at a
+ * time: the lowest bit of each becomes 1 if any is.
+ */
 static uint64_t
-count_used (const uint8_t *block, size_t bytes, unsigned refcount_order)
+count_used (const uint64_t *words, size_t bytes, unsigned refcount_order)
 {
+  unsigned bits = 1u << refcount_order, shift;
+  uint64_t lowest = bits < 64 ? UINT64_MAX / ((UINT64_C (1) << bits) - 1) : 1;
   uint64_t used = 0;
-  size_t i, k, entry_bytes;
+  size_t i;
 
-  if (refcount_order >= 3) {
-    static const uint8_t zeros[8];
+  for (i = 0; i < bytes / 8; ++i) {
+    uint64_t word = words[i];
 
-    entry_bytes = (size_t) 1 << (refcount_order - 3);
-    for (i = 0; i < bytes; i += entry_bytes)
-      used += memcmp (block + i, zeros, entry_bytes) != 0;
-    return used;
-  }
-  for (i = 0; i < bytes; ++i) {
-    if (block[i] == 0)
-      continue;
-    for (k = 0; k < 8; k += 1u << refcount_order)
-      used += (block[i] >> k & ((1u << (1u << refcount_order)) - 1)) != 0;
+    for (shift = bits / 2; shift > 0; shift /= 2)
+      word |= word >> shift;
+    used += (unsigned) __builtin_popcountll (word & lowest);
   }
   return used;
 }
 
-/* Add what a refcount block, or the table itself, has.  Stops when *USED
- * reaches ENOUGH.
+/* Add what a refcount block has.  Stops when *USED reaches ENOUGH.  What is a
+ * hole need not be read.
  */
 static int
-count_in_block (const struct layer *l, uint8_t *buf, uint64_t block_offset,
+count_in_block (const struct layer *l, uint64_t *buf, uint64_t block_offset,
                 uint64_t enough, uint64_t *used)
 {
   uint64_t cluster_bytes = layer_cluster_bytes (l), done;
@@ -48,6 +44,8 @@ count_in_block (const struct layer *l, uint8_t *buf, uint64_t block_offset,
   int r;
 
   for (done = 0; done < cluster_bytes && *used < enough; done += piece) {
+    if (qcow2_storage_is_hole (l->file, block_offset + done, piece))
+      continue;
     r = qcow2_storage_read_meta (l->file, buf, piece, block_offset + done);
     if (r < 0)
       return r;
@@ -56,17 +54,29 @@ count_in_block (const struct layer *l, uint8_t *buf, uint64_t block_offset,
   return 0;
 }
 
-static int
-count_in_table (const struct layer *l, uint8_t *buf, uint64_t enough,
-                uint64_t *used)
+/* As far as the file goes: a table may have room for more. */
+static uint64_t
+nr_blocks (const struct layer *l, uint64_t file_bytes)
 {
-  uint64_t cluster_bytes = layer_cluster_bytes (l);
-  uint64_t nr_entries = l->header.refcount_table_clusters *
-    (cluster_bytes / 8), i;
+  const struct header *h = &l->header;
+  unsigned block_bits = 2 * h->cluster_bits + 3 - h->refcount_order;
+  uint64_t nr = (uint64_t) h->refcount_table_clusters <<
+    (h->cluster_bits - 3);
+  uint64_t needed = (file_bytes >> block_bits) +
+    !!(file_bytes & ((UINT64_C (1) << block_bits) - 1));
+
+  return nr < needed ? nr : needed;
+}
+
+static int
+count_in_table (const struct layer *l, uint64_t *buf, uint64_t file_bytes,
+                uint64_t enough, uint64_t *used)
+{
+  uint64_t nr = nr_blocks (l, file_bytes), i;
   uint64_t entries[64];
   int r = 0;
 
-  for (i = 0; r == 0 && i < nr_entries && *used < enough; ++i) {
+  for (i = 0; r == 0 && i < nr && *used < enough; ++i) {
     uint64_t block_offset;
 
     if (i % 64 == 0)
@@ -83,11 +93,12 @@ static bool
 find_out (const struct layer *l)
 {
   int64_t disk_bytes = qcow2_storage_disk_bytes (l->file);
+  int64_t file_bytes = qcow2_storage_size (l->file);
   uint64_t clusters, enough, used = 0;
-  uint8_t *buf;
+  uint64_t *buf;
   int r;
 
-  if (disk_bytes < 0)
+  if (disk_bytes < 0 || file_bytes < 0)
     return false;
   clusters = (uint64_t) disk_bytes >> l->header.cluster_bits;
   enough = clusters * 10 / 9;
@@ -97,7 +108,7 @@ find_out (const struct layer *l)
   buf = malloc (PIECE_BYTES);
   if (!buf)
     return false;
-  r = count_in_table (l, buf, enough, &used);
+  r = count_in_table (l, buf, (uint64_t) file_bytes, enough, &used);
   free (buf);
   return r == 0 && used >= enough;
 }

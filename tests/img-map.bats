@@ -68,6 +68,25 @@ END
     same_map disk.qcow2
 }
 
+# Of 8 MiB, which all name one refcount block.
+@test "a refcount table that is much larger than the file needs" {
+    qemu-img create -q -f qcow2 disk.qcow2 1M
+    qemu-io -f qcow2 -c 'write -q 0 64k' disk.qcow2
+    "$PYTHON" - <<'END'
+import struct
+with open("disk.qcow2", "r+b") as f:
+    f.seek(1 << 20)
+    f.write(bytes(1 << 16))
+    f.seek(2 << 20)
+    f.write(struct.pack(">Q", 0x20000))
+    f.write(struct.pack(">Q", 1 << 20) * ((1 << 20) - 1))
+    f.seek(48)
+    f.write(struct.pack(">QI", 2 << 20, 128))
+END
+    timeout 10 "$img" map disk.qcow2 > out
+    grep '^0 ' out
+}
+
 @test "zero clusters with and without a place in the file" {
     qemu-img create -q -f qcow2 disk.qcow2 4M
     qemu-io -f qcow2 -c 'write -q 0 2M' -c 'write -q -z 256k 512k' \

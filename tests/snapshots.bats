@@ -210,6 +210,47 @@ snapshot_at ()
     stop_nbdkit
 }
 
+# Nothing that a terminal or a log would act upon.
+@test "a name that a client asks for is escaped in messages" {
+    image_with_snapshots a
+    start_nbdkit -r disk.qcow2
+    run ! nbdinfo "$(export_uri $'x\nnbdkit: y\033[31m')"
+    stop_nbdkit
+    grep -F 'there is no export "x\x0anbdkit: y\x1b[31m"' "$server_stderr"
+    run ! grep -q $'\033' "$server_stderr"
+}
+
+# All share the L1 table of the first.
+@test "of more snapshots than can be listed the first are" {
+    image_with_snapshots a
+    "$PYTHON" - <<'END'
+import struct
+with open ("disk.qcow2", "r+b") as f:
+    f.seek (64)
+    f.seek (struct.unpack (">Q", f.read (8))[0])
+    l1 = f.read (12)
+    f.seek (0, 2)
+    where = (f.tell () + 0xffff) & ~0xffff
+    f.seek (where)
+    for i in range (10500):
+        name = b"%05d" % i
+        f.write (l1 + struct.pack (">HHIIQIIQQ", 5, 5, 0, 0, 0, 0, 16, 0,
+                                   1 << 20) + name + name + bytes (6))
+    f.seek (60)
+    f.write (struct.pack (">IQ", 10500, where))
+END
+    start_nbdkit -r disk.qcow2
+    list > names
+    [ "$(wc -l < names)" -eq 10000 ]
+    grep '^|active layer' names
+    grep '^09998|' names
+    run ! grep '^09999|' names
+    [ "$(grep -c 'warning: .*10500 snapshots; only the first 9999 are listed' \
+        "$server_stderr")" -eq 1 ]
+    nbdinfo "$(export_uri 10499)"
+    stop_nbdkit
+}
+
 @test "unknown snapshots are refused" {
     image_with_snapshots a
     start_nbdkit -r disk.qcow2

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Opening, viewing and reading an image while something fails half-way:
+/* Opening, viewing, reading and reopening an image while something fails half-way:
  * each N-th read, each N-th allocation.
  *
  * Every step fails with a message or succeeds and is right; in the end all
@@ -211,7 +211,18 @@ try_views (struct subject *s, struct qcow2 *image)
   return well;
 }
 
-/* Open, look at all, close.  False if something failed the wrong way. */
+/* The same when the image was read again. */
+static bool
+try_again (struct subject *s, struct qcow2 *image)
+{
+  int r;
+
+  error.message[0] = '\0';
+  r = qcow2_reopen (image, &error);
+  return r < 0 ? failed_well (r) : try_views (s, image);
+}
+
+/* Open, look at all, twice, close.  False if something failed the wrong way. */
 static bool
 try_image (struct subject *s)
 {
@@ -229,7 +240,7 @@ try_image (struct subject *s)
   r = qcow2_open (s->filename, &options, &image, &error);
   if (r < 0)
     return failed_well (r) && image == NULL;
-  well = try_views (s, image);
+  well = try_views (s, image) && try_again (s, image);
   qcow2_close (image);
   return well;
 }
