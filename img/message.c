@@ -103,10 +103,20 @@ cut_advice (char *text)
 }
 
 void
-img_engine_error (const struct qcow2_error *error)
+img_cut_share_advice (struct qcow2_error *error)
+{
+  char *advice = strstr (error->message, " (lock=off opens it");
+
+  if (advice)
+    *advice = '\0';
+}
+
+void
+img_engine_error (struct qcow2_error *error)
 {
   char translated[MAX_TEXT_BYTES];
 
+  img_cut_share_advice (error);
   translate (translated, sizeof translated, error->message);
   cut_advice (translated);
   img_error ("%s", translated);

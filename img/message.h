@@ -21,8 +21,14 @@ extern void img_error (const char *fs, ...)
 extern void img_usage_error (const char *fs, ...)
   __attribute__ ((__format__ (__printf__, 1, 2), __noreturn__));
 
-/* What the engine says of an operation that failed. */
-extern void img_engine_error (const struct qcow2_error *error);
+/* Without the advice to open what is in use all the same: a command that
+ * changes an image has no -U.
+ */
+extern void img_cut_share_advice (struct qcow2_error *error);
+
+/* What the engine says of an operation that failed, which changes an image.
+ */
+extern void img_engine_error (struct qcow2_error *error);
 
 /* "Could not open" an image: why, in the engine's words, but with the
  * names of the tool's options.  FORMAT_OPTION is the option that tells

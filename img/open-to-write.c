@@ -37,6 +37,7 @@ say_why_not (const char *filename)
   else if (why_not.message[0] == '\0')
     snprintf (why_not.message, sizeof why_not.message,
               "it can't be written to");
+  img_cut_share_advice (&why_not);
   img_open_error (filename, &why_not, NULL);
 }
 

@@ -234,6 +234,8 @@ img_open (const struct img_options *options, const char *filename,
     r = qcow2_view_open (image->image, QCOW2_ACTIVE, &image->view, &error);
   if (r == 0)
     return 0;
+  if (engine.writable)
+    img_cut_share_advice (&error);
   img_open_error (filename, &error, format ? NULL : format_option);
   img_close (image);
   return -1;

@@ -143,6 +143,25 @@ new_file_begin (struct new_file *file, size_t header_bytes)
   return r < 0 ? r : qcow2_storage_flush (s);
 }
 
+/* Where the file lies: a link may have led to where there was nothing.  What
+ * can't be found there is nothing to be made durable.  Malloced.
+ */
+static char *
+directory_of (const struct new_file *file)
+{
+  char *name = file->is_ours ? strdup (file->name) :
+    realpath (file->name, NULL);
+  char *slash = name ? strrchr (name, '/') : NULL;
+
+  if (slash)
+    slash[1] = '\0';
+  else if (name) {
+    free (name);
+    name = strdup (".");
+  }
+  return name;
+}
+
 /* A directory that we may write to but not read can't be opened; one that
  * can't be made durable is none of those that need it.
  */
@@ -150,21 +169,18 @@ int
 new_file_sync_directory (const struct new_file *file,
                          struct qcow2_error *error)
 {
-  const char *slash = strrchr (file->name, '/');
   char *dir;
   int fd, r = 0;
 
-  if (!file->is_ours)
+  if (file->is_device)
     return 0;
-  if (!slash)
-    dir = strdup (".");
-  else
-    dir = strndup (file->name, (size_t) (slash - file->name) + 1);
+  dir = directory_of (file);
   if (!dir)
-    return system_error (error, file->name, ENOMEM);
+    return file->is_ours || errno == ENOMEM ?
+      system_error (error, file->name, ENOMEM) : 0;
   fd = open (dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd == -1) {
-    if (errno != EACCES)
+    if (errno != EACCES && (file->is_ours || errno != ENOENT))
       r = system_error (error, dir, errno);
   }
   else {

@@ -48,7 +48,9 @@ extern int new_file_open (struct new_file *file, enum qcow2_storage_role role,
  */
 extern int new_file_begin (struct new_file *file, size_t header_bytes);
 
-/* Make the name of a file that was made durable. */
+/* Make the name of a file durable: it was made, perhaps through a link.  Does
+ * nothing for a device.
+ */
 extern int new_file_sync_directory (const struct new_file *file,
                                     struct qcow2_error *error);
 

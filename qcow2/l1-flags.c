@@ -25,7 +25,7 @@ clear_table (void *opaque, const struct walked_table *t)
   const struct writer *w = opaque;
   size_t nr = layer_cluster_bytes (w->top) / 8, i;
 
-  for (i = 0; i < nr; i += words_per_entry (w))
+  for (i = 0; t->words && i < nr; i += words_per_entry (w))
     if (t->words[i] & htobe64 (ENTRY_COPIED)) {
       t->words[i] &= htobe64 (~ENTRY_COPIED);
       t->changed[i / SECTOR_WORDS] = 1;
@@ -86,7 +86,7 @@ set_table (void *opaque, const struct walked_table *t)
   const struct setting *s = opaque;
   size_t nr = layer_cluster_bytes (s->w->top) / 8, i;
 
-  for (i = 0; i < nr; i += words_per_entry (s->w))
+  for (i = 0; t->words && i < nr; i += words_per_entry (s->w))
     if (is_missing (s, be64toh (t->words[i]))) {
       t->words[i] |= htobe64 (ENTRY_COPIED);
       t->changed[i / SECTOR_WORDS] = 1;

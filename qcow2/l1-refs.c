@@ -105,7 +105,7 @@ count_table (void *opaque, const struct walked_table *t)
   uint64_t nr = cluster_bytes / 8 / c->words_per_entry;
   int r = add (c, REF_L2, t->host_offset, cluster_bytes, t->guest_offset);
 
-  for (i = 0; i < nr && r == 0; ++i) {
+  for (i = 0; t->words && i < nr && r == 0; ++i) {
     const uint64_t *words = t->words + i * c->words_per_entry;
     struct l2_entry e = {
       .entry = be64toh (words[0]),

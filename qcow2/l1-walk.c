@@ -10,6 +10,7 @@
 #include "format.h"
 #include "guard.h"
 #include "l1-walk.h"
+#include "l2-walk.h"
 
 #define BUFFER_BYTES (UINT64_C (4) << 20)
 #define SECTOR_BYTES 512
@@ -121,8 +122,9 @@ tables_in_a_row (const struct walk_state *s, size_t first)
   return nr;
 }
 
+/* HOLES: they were not read. */
 static int
-call (const struct walk_state *s, size_t first, size_t nr)
+call (const struct walk_state *s, size_t first, size_t nr, bool holes)
 {
   unsigned l1_bits = header_l1_entry_bits (&s->layer->header);
   size_t i;
@@ -134,7 +136,7 @@ call (const struct walk_state *s, size_t first, size_t nr)
     const struct walked_table table = {
       .host_offset = t->host_offset,
       .guest_offset = (uint64_t) t->l1_index << l1_bits,
-      .words = s->buf + i * s->cluster_bytes / 8,
+      .words = holes ? NULL : s->buf + i * s->cluster_bytes / 8,
       .changed = s->changed + i * s->cluster_bytes / SECTOR_BYTES,
     };
 
@@ -189,7 +191,7 @@ walk_row (const struct walk_state *s, size_t first, size_t nr)
 
   r = qcow2_storage_read_meta (s->layer->file, s->buf, bytes, offset);
   if (r == 0)
-    r = call (s, first, nr);
+    r = call (s, first, nr, false);
   if (r < 0)
     return r;
   r = write_changed (s, offset, bytes / SECTOR_BYTES, &some);
@@ -199,6 +201,21 @@ walk_row (const struct walk_state *s, size_t first, size_t nr)
     drop_slices (s, offset, offset + bytes);
   }
   return r;
+}
+
+/* A row, or what of it is alike: holes are not read, since a file may claim to
+ * have many tables that were never written.  *NR: so many tables.
+ */
+static int
+walk_alike (const struct walk_state *s, size_t first, size_t *nr)
+{
+  uint64_t cluster = s->tables[first].host_offset >>
+    s->layer->header.cluster_bits;
+  bool hole;
+
+  *nr = l2_walk_alike (s->layer, cluster,
+                       cluster + tables_in_a_row (s, first), &hole);
+  return hole ? call (s, first, *nr, true) : walk_row (s, first, *nr);
 }
 
 int
@@ -221,10 +238,8 @@ l1_walk (const struct l1_walk *walk)
     s.changed = malloc (BUFFER_BYTES / SECTOR_BYTES);
     r = s.buf && s.changed ? 0 : -ENOMEM;
   }
-  for (i = 0; i < s.nr_tables && r == 0; i += nr) {
-    nr = tables_in_a_row (&s, i);
-    r = walk_row (&s, i, nr);
-  }
+  for (i = 0; i < s.nr_tables && r == 0; i += nr)
+    r = walk_alike (&s, i, &nr);
   free (s.tables);
   free (s.buf);
   free (s.changed);

@@ -19,7 +19,8 @@
 struct walked_table {
   uint64_t host_offset;
   uint64_t guest_offset;        /* of the first cluster that it maps */
-  uint64_t *words;              /* big-endian, a cluster of them */
+  uint64_t *words;              /* big-endian, a cluster of them; NULL: all of
+                                   them are 0 */
   uint8_t *changed;             /* for each 512-byte sector: to be written */
 };
 

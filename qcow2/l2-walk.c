@@ -74,14 +74,14 @@ read_row (const struct l2_walk *w, uint64_t first, uint64_t nr,
   return r;
 }
 
-/* How many of the tables FIRST to END are holes, or data in part (*HOLE). */
-static uint64_t
-alike (const struct l2_walk *w, uint64_t first, uint64_t end, bool *hole)
+uint64_t
+l2_walk_alike (const struct layer *l, uint64_t first, uint64_t end,
+               bool *hole)
 {
-  unsigned bits = w->map->cluster_bits;
+  unsigned bits = l->header.cluster_bits;
   uint64_t length, nr;
 
-  if (qcow2_storage_hole (w->layer->file, first << bits, hole, &length) < 0) {
+  if (qcow2_storage_hole (l->file, first << bits, hole, &length) < 0) {
     *hole = false;
     return end - first;
   }
@@ -105,7 +105,7 @@ run (void *opaque, struct parallel_unit *unit)
   int r = 0;
 
   for (; r == 0 && first < end; first += nr) {
-    nr = alike (w, first, end, &hole);
+    nr = l2_walk_alike (w->layer, first, end, &hole);
     if (!hole)
       r = read_row (w, first, nr, unit);
   }

@@ -46,4 +46,10 @@ struct l2_walk {
  */
 extern int l2_walk (struct l2_walk *walk);
 
+/* How many of the L2 tables in clusters FIRST to END, which lie side by side,
+ * are holes in the file of L, or data in part (*HOLE false).  At least one.
+ */
+extern uint64_t l2_walk_alike (const struct layer *l, uint64_t first,
+                               uint64_t end, bool *hole);
+
 #endif /* QCOW2_L2_WALK_H */

@@ -163,6 +163,18 @@ END
     cmp data.raw before.raw
 }
 
+# Neither command has -U.
+@test "a backing file in use is in the way, and no advice is given" {
+    qemu-img create -q -f qcow2 base.qcow2 1M
+    qemu-img create -q -f qcow2 -F qcow2 -b base.qcow2 over.qcow2
+    hold_open base.qcow2
+    refuses 1 'lock' create -q -F qcow2 -b base.qcow2 x.qcow2
+    run ! grep -e '-U' err
+    refuses 1 'lock' resize -q over.qcow2 +1M
+    run ! grep -e '-U' err
+    let_go
+}
+
 # untouched REGEX ARG ...: refused, and x.qcow2 is as it was.
 untouched ()
 {

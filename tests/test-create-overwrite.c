@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "crash-state.h"
 #include "qcow2/qcow2.h"
@@ -192,6 +194,35 @@ test_faults (const char *text)
           "%s: with none the check is clean", text);
 }
 
+/*----- Through a link -----*/
+
+static ino_t synced;            /* by the last fsync */
+
+int
+fsync (int fd)
+{
+  struct stat st;
+
+  synced = fstat (fd, &st) == 0 ? st.st_ino : 0;
+  return (int) syscall (SYS_fsync, fd);
+}
+
+/* The link is there, and what it names is not: that is made. */
+static void
+test_dangling_link (void)
+{
+  struct qcow2_error error;
+  struct write_log log;
+  struct stat st;
+
+  run_command ("rm -rf *; mkdir there && ln -s there/x.qcow2 disk.qcow2");
+  write_log_init (&log);
+  is_int (create ("compat=v3", &log, &error), 0, "made where a link leads");
+  ok (stat ("there", &st) == 0 && st.st_ino == synced,
+      "the directory that it is in is made durable");
+  write_log_clear (&log);
+}
+
 int
 main (void)
 {
@@ -202,5 +233,6 @@ main (void)
     test_power (kinds[i]);
     test_faults (kinds[i]);
   }
+  test_dangling_link ();
   return tap_done ();
 }

@@ -422,6 +422,40 @@ test_full (void)
   write_log_clear (&log);
 }
 
+static int
+count_table_reads (void *opaque, const struct log_event *event)
+{
+  unsigned *nr = opaque;
+
+  *nr += event->kind == LOG_READ && event->offset < 0x50000 &&
+    event->offset + event->count > 0x40000;
+  return 0;
+}
+
+/* A file may claim to have any number of tables that were never written. */
+static void
+test_table_is_hole (void)
+{
+  struct write_log log;
+  struct qcow2 *image;
+  unsigned nr = 0;
+
+  run_command (CREATE SNAPSHOT_IMAGE " 1M && "
+               IO "'write -P 1 0 64k' " SNAPSHOT_IMAGE " > log && "
+               "fallocate -p -o 256k -l 64k " SNAPSHOT_IMAGE);
+  write_log_init (&log);
+  log.hook = count_table_reads;
+  log.opaque = &nr;
+  image = open_logged (&log);
+  is_int (create (image, "a", NULL), 0, "a snapshot of an L2 table of zeros");
+  is_int (qcow2_snapshot_apply (image, 0, NULL), 0, "it is applied");
+  is_int (qcow2_snapshot_delete (image, 0, NULL), 0, "and deleted");
+  is_int (nr, 0, "the table is not read");
+  is_int (qcow2_close (image), 0, "it can be closed");
+  is_int (qemu_check (SNAPSHOT_IMAGE), 3, "the check finds a leak, of before");
+  write_log_clear (&log);
+}
+
 /*----- Ids, limits -----*/
 
 static void
@@ -650,6 +684,7 @@ main (void)
   test_device ();
   test_bitmaps ();
   test_full ();
+  test_table_is_hole ();
   test_ids ();
   test_refused ();
   test_refused_sizes ();
