@@ -367,30 +367,29 @@ lower_run (struct refcounts *rc, struct slice_ref *ref,
 
 int
 refcounts_lower (struct refcounts *rc, uint64_t first, uint64_t nr,
-                 const struct refcount_observer *observer)
+                 const struct refcount_observer *observer, uint64_t *done)
 {
-  while (nr > 0) {
+  for (*done = 0; *done < nr; ) {
+    uint64_t cluster = first + *done, n, value;
     struct position p;
     struct slice_ref ref;
-    uint64_t n, value;
-    int r = pin (rc, first, &p, &ref);
+    int r = pin (rc, cluster, &p, &ref);
 
     if (r < 0)
-      return r == -ENOENT ? underflow (rc, first) : r;
-    n = equal_run (rc, &ref, &p, clip_to_slice (rc, &p, nr), &value);
+      return r == -ENOENT ? underflow (rc, cluster) : r;
+    n = equal_run (rc, &ref, &p, clip_to_slice (rc, &p, nr - *done), &value);
     if (value == 1)
-      r = observer->before_free (observer->opaque, first, n);
+      r = observer->before_free (observer->opaque, cluster, n);
     if (value > 0 && r == 0)
       lower_run (rc, &ref, &p, n, value);
     slice_unpin (rc->slices, &ref);
     if (r < 0)
       return r;
     if (value == 0)
-      return underflow (rc, first);
+      return underflow (rc, cluster);
     if (value == 1)
-      observer->after_free (observer->opaque, first, n);
-    first += n;
-    nr -= n;
+      observer->after_free (observer->opaque, cluster, n);
+    *done += n;
   }
   return 0;
 }

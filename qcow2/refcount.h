@@ -76,11 +76,13 @@ struct refcount_observer {
 };
 
 /* Lower the refcounts of NR clusters from FIRST on by one.  By one thread
- * at a time.  -EIO, with a message in the log, if one is 0 already.
+ * at a time.  -EIO, with a message in the log, if one is 0 already.  *DONE:
+ * how many were lowered, after an error too.
  */
 extern int refcounts_lower (struct refcounts *rc, uint64_t first,
                             uint64_t nr,
-                            const struct refcount_observer *observer);
+                            const struct refcount_observer *observer,
+                            uint64_t *done);
 
 /* Called with a cluster and its refcount; returns what that becomes.  Under
  * rc->lock, so it waits for nothing.

@@ -121,10 +121,11 @@ retire_take (struct retire *retire, struct retire_list *list)
 void
 retire_done (struct retire *retire, struct retire_list *list)
 {
-  free (list->items);
   pthread_mutex_lock (&retire->lock);
+  move_list (&retire->durable, list);
   retire->busy = false;
   pthread_mutex_unlock (&retire->lock);
+  free (list->items);
 }
 
 bool

@@ -68,7 +68,7 @@ extern void retire_unseal (struct retire *retire, struct retire_list *sealed,
                            bool durable);
 
 /* For the worker: take what is durable.  False if there is nothing.  It
- * calls retire_done afterwards.
+ * calls retire_done afterwards, which puts back what it left in LIST.
  */
 extern bool retire_take (struct retire *retire, struct retire_list *list);
 extern void retire_done (struct retire *retire, struct retire_list *list);

@@ -87,27 +87,56 @@ unguard_tables (struct writer *w, const struct retired *item)
                   (item->first + i) << w->top->header.cluster_bits);
 }
 
+/* After an error ITEM is what is left of it. */
+static int
+free_item (struct writer *w, struct retired *item)
+{
+  struct freeing f = { .w = w, .kind = item->kind };
+  const struct refcount_observer observer = { before_free, after_free, &f };
+  uint64_t done;
+  int r;
+
+  if (f.kind == RETIRED_TABLE)
+    unguard_tables (w, item);
+  r = refcounts_lower (w->rc, item->first, item->nr, &observer, &done);
+  item->first += done;
+  item->nr -= done;
+  return r;
+}
+
+/* Take the first NR items away.  The next one has failed: it comes last, so
+ * that the others don't wait for it again.
+ */
+static void
+keep_rest (struct retire_list *list, size_t nr)
+{
+  struct retired failed = list->items[nr];
+
+  list->nr -= nr;
+  memmove (list->items, list->items + nr + 1,
+           (list->nr - 1) * sizeof failed);
+  list->items[list->nr - 1] = failed;
+}
+
+/* An error ends the round, lest each item that needs the same block, or slot,
+ * is tried and complained of.  A later round goes on.
+ */
 static int
 free_durable (struct writer *w)
 {
-  struct freeing f = { .w = w };
-  const struct refcount_observer observer = { before_free, after_free, &f };
   struct retire_list list;
-  size_t i;
-  int r = 0, r2;
+  size_t i = 0;
+  int r = 0;
 
   if (!retire_take (&w->retire, &list))
     return 0;
   epoch_synchronize (&w->image->epoch);
-  for (i = 0; i < list.nr; ++i) {
-    f.kind = list.items[i].kind;
-    if (f.kind == RETIRED_TABLE)
-      unguard_tables (w, &list.items[i]);
-    r2 = refcounts_lower (w->rc, list.items[i].first, list.items[i].nr,
-                          &observer);
-    if (r2 < 0)
-      r = r2;
-  }
+  while (i < list.nr && (r = free_item (w, &list.items[i])) == 0)
+    i++;
+  if (r < 0)
+    keep_rest (&list, i);
+  else
+    list.nr = 0;
   retire_done (&w->retire, &list);
   return r;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 
 static const struct qcow2_storage_ops *real_ops;
 static struct qcow2_storage_ops hooked_ops;
+_Atomic bool hooked_reads_fail;
 
 int
 real_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
@@ -16,7 +18,16 @@ real_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
   return real_ops->pwritev (s, iov, iovcnt, offset, durable);
 }
 
-/* The same storage, but for its writes; a backing file is left alone. */
+static ssize_t
+hooked_pread (struct qcow2_storage *s, void *buf, size_t count,
+              uint64_t offset)
+{
+  return hooked_reads_fail ? -EIO : real_ops->pread (s, buf, count, offset);
+}
+
+/* The same storage, but for its reads and writes; a backing file is left
+ * alone.
+ */
 static int
 wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
       struct qcow2_storage **s)
@@ -27,6 +38,7 @@ wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
     return 0;
   real_ops = (*s)->ops;
   hooked_ops = *real_ops;
+  hooked_ops.pread = hooked_pread;
   hooked_ops.pwritev = *pwritev;
   (*s)->ops = &hooked_ops;
   return 0;

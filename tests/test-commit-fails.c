@@ -156,6 +156,36 @@ test_durable_before (void)
   close_image ();
 }
 
+/* Of what was trimmed, one refcount can be read and others can't. */
+static void
+test_refcounts_unread (void)
+{
+  struct retire *retire;
+  uint64_t host, i, sum = 0;
+
+  open_image ("-o cluster_size=512,refcount_bits=64");
+  retire = &image->writer->retire;
+  host = first_host_cluster ();
+  /* The first change starts the worker, which reads all refcounts. */
+  is_int (qcow2_trim (view, 512, 4095 * KiB, false), 0, "a first change");
+  worker_stop (image->writer);
+  is_int (qcow2_trim (view, 1024 * KiB, 0, false), 0, "a trim");
+  is_int (qcow2_flush (view), 0, "and a commit");
+  slice_cache_drop (image->writer->rc->slices, 0, 16384 * KiB);
+  is_int (refcount (host), 1, "a refcount is read");
+  hooked_reads_fail = true;
+  is_int (worker_round (image->writer), -EIO, "other refcounts are not read");
+  ok (!retire_is_empty (retire), "what is left is still to be freed");
+  is_int (worker_round (image->writer), -EIO, "and again");
+  hooked_reads_fail = false;
+  is_int (worker_round (image->writer), 0, "then they are");
+  ok (retire_is_empty (retire), "all is free");
+  for (i = 0; i < 2048; ++i)
+    sum += refcount (host + i);
+  ok (sum < 200, "but tables");
+  close_image ();
+}
+
 /*----- A request that finds no room during the commit -----*/
 
 static pthread_t writing;
@@ -248,6 +278,7 @@ main (void)
   test_retire ();
   test_unlinked_meanwhile ();
   test_durable_before ();
+  test_refcounts_unread ();
   test_no_room_meanwhile ();
   test_l1 ();
   return tap_done ();
