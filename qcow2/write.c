@@ -402,6 +402,46 @@ write_durably (struct writer *w, const struct iovec *iov, uint64_t host)
   return r;
 }
 
+/* As much from OFFSET on as may be written in place, by one write. */
+static inline int
+look_up_in_place (const struct writer *w, uint64_t count, uint64_t offset,
+                  struct run *run, bool *owned)
+{
+  struct run next;
+  bool more;
+  int r = map_lookup_owned (w->top, offset, count, run, owned);
+
+  if (r < 0 || !*owned)
+    return r;
+  while (run->length_bytes < count) {
+    r = map_lookup_owned (w->top, offset + run->length_bytes,
+                          count - run->length_bytes, &next, &more);
+    if (r < 0 || !more || !run_join (run, &next))
+      break;
+  }
+  return 0;
+}
+
+/* How much of the run that was written in place do the entries name now?  If
+ * what is behind that became zeros meanwhile, it is not seen; but a later write
+ * may be about to link the same place, and bring it to light when this one has
+ * long ended.  So it is to be written again, as what comes last.
+ *
+ * Seldom needed: write_in_place is to be what it is without this.
+ */
+static int __attribute__ ((__cold__))
+look_again (const struct writer *w, uint64_t offset, const struct run *run,
+            uint64_t *done)
+{
+  struct run now;
+  bool owned;
+  int r = look_up_in_place (w, run->length_bytes, offset, &now, &owned);
+
+  *done = r == 0 && owned && now.host_offset == run->host_offset ?
+    now.length_bytes : 0;
+  return r;
+}
+
 /* As much as can be written in place; 0 if nothing can. */
 static int
 write_in_place (struct writer *w, struct epoch_ticket ticket,
@@ -409,20 +449,14 @@ write_in_place (struct writer *w, struct epoch_ticket ticket,
                 bool durable, uint64_t *done)
 {
   struct iovec iov;
-  struct run run, next;
+  struct run run;
   bool owned;
   int r;
 
   *done = 0;
-  r = map_lookup_owned (w->top, offset, count, &run, &owned);
+  r = look_up_in_place (w, count, offset, &run, &owned);
   if (r < 0 || !owned)
     return r;
-  while (run.length_bytes < count) {
-    r = map_lookup_owned (w->top, offset + run.length_bytes,
-                          count - run.length_bytes, &next, &owned);
-    if (r < 0 || !owned || !run_join (&run, &next))
-      break;
-  }
   if (!w->top->external_data) {
     r = guard_check (w->top, METADATA_NONE, run.host_offset,
                      run.length_bytes, "guest data");
@@ -434,6 +468,8 @@ write_in_place (struct writer *w, struct epoch_ticket ticket,
   r = durable ? write_durably (w, &iov, run.host_offset) :
     qcow2_storage_writev (w->top->data, &iov, 1, run.host_offset, false);
   epoch_note_write (ticket);
+  if (r == 0 && atomic_load_explicit (&w->kept_places, memory_order_relaxed))
+    return look_again (w, offset, &run, done);
   *done = run.length_bytes;
   return r;
 }

@@ -23,6 +23,8 @@ struct writer {
   bool lazy_refcounts;
   bool writethrough;            /* each request is durable when answered */
   enum qcow2_detect_zeroes detect_zeroes;
+  _Atomic bool kept_places;     /* data became zeros, and its host cluster
+                                   stayed or may be used again at once */
 
   struct turn turn;
   struct header_writer *header;

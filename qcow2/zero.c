@@ -206,6 +206,18 @@ unlinks (const struct l2_entry *old, const struct l2_entry *new)
   return l2_host_cluster (old) != l2_host_cluster (new);
 }
 
+/* Can data be written to where OLD has it, and be seen through an entry that
+ * comes after NEW, while all this is one epoch?
+ */
+static bool
+keeps_place (const struct writer *w, const struct l2_entry *old,
+             const struct l2_entry *new)
+{
+  if (w->top->external_data)
+    return l2_is_owned (old);
+  return l2_host_cluster (old) != 0 && !unlinks (old, new);
+}
+
 /* The data file is changed first, the entry after it.  Until that is
  * durable, the old entry may come back: so the data file has to read as
  * zeros, and not as anything that discarding might leave.
@@ -241,7 +253,7 @@ change_entries (const struct zeroing *z, const struct units *u,
 {
   struct l2_entry new[L2_SLICE_ENTRIES];
   uint64_t cluster = layer_cluster_bytes (z->w->top);
-  bool changed = false;
+  bool changed = false, kept = false;
   unsigned i;
   int r;
 
@@ -257,11 +269,16 @@ change_entries (const struct zeroing *z, const struct units *u,
       new_entry (z, &old[i], &new[i]);
     else
       new_subclusters (&old[i], which, &new[i]);
-    if (differs (&old[i], &new[i]))
+    if (differs (&old[i], &new[i])) {
       changed = true;
+      kept |= keeps_place (z->w, &old[i], &new[i]);
+    }
   }
   if (!changed)
     return 0;
+  if (kept && !atomic_load_explicit (&z->w->kept_places,
+                                     memory_order_relaxed))
+    atomic_store (&z->w->kept_places, true);
   *in_place = false;
   r = l2_link (z->w, u->first_cluster, u->nr_clusters, new);
   if (r < 0)

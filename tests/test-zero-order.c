@@ -6,14 +6,16 @@
  *        the whole cluster becomes zeros, its host cluster stays
  *     B  writes another part: the cluster's data, zeros but for this part,
  *        is in the host cluster, the entry not yet linked
- *     A  goes on: its bytes are in the host cluster, too, and it ends
- *     Z  zeroes A's bytes: the entry says that they are zeros already
+ *     A  goes on: its bytes are in the host cluster, too, but the entry says
+ *        zeros; so it must not end before B does, and then they are seen
  *     B  links
+ *     Z  zeroes A's bytes
  */
 
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -137,6 +139,7 @@ struct request {
   int byte;                     /* 0: a zero request */
   uint64_t offset, count;
   int result;
+  atomic_bool ended;
 };
 
 static void *
@@ -153,6 +156,7 @@ run (void *opaque)
   else
     req->result = qcow2_zero (view, req->count, req->offset, false, false,
                               false);
+  atomic_store (&req->ended, true);
   return NULL;
 }
 
@@ -207,11 +211,15 @@ test_order (void)
   start (&b);
   sem_wait (&gate_b.reached);
   sem_post (&gate_a.open);
-  is_int (finish (&a), 0, "the slow write ends");
-  start (&z);
-  usleep (50000);               /* Z may wait for B, but need not */
+  sem_post (&gate_a.open);      /* it writes again */
+  usleep (50000);
+  ok (!atomic_load (&a.ended) || holds (8192, 'a'),
+      "the slow write has not ended, since it is not seen");
   sem_post (&gate_b.open);
   is_int (finish (&b), 0, "the other write ends");
+  is_int (finish (&a), 0, "the slow write ends");
+  ok (holds (8192, 'a'), "then it is seen");
+  start (&z);
   is_int (finish (&z), 0, "its bytes are zeroed");
   ok (holds (8192, 0), "they are zeros");
   ok (holds (32768, 'b'), "the other ones are not");
