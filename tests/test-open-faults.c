@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Opening, viewing, reading and reopening an image while something fails half-way:
- * each N-th read, each N-th allocation.
+/* Opening, viewing, reading and reopening an image while something fails
+ * half-way: each N-th read, each N-th allocation.
  *
  * Every step fails with a message or succeeds and is right; in the end all
  * files are closed and all memory is free.
