@@ -25,8 +25,8 @@ hooked_pread (struct qcow2_storage *s, void *buf, size_t count,
   return hooked_reads_fail ? -EIO : real_ops->pread (s, buf, count, offset);
 }
 
-/* The same storage, but for its reads and writes; a backing file is
- * left alone.
+/* The same storage, but for its reads and writes; a backing file is left
+ * alone.
  */
 static int
 wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
