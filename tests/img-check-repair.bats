@@ -410,9 +410,7 @@ END
 }
 
 @test "an encryption header stays, though the header says there is none" {
-    qemu-img create -q -f qcow2 --object secret,id=s,data=x -o \
-        encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 \
-        disk.qcow2 1M
+    make_luks disk.qcow2
     damage 32 4 0
     cp disk.qcow2 before.qcow2
     for how in leaks all; do

@@ -149,23 +149,14 @@ END
 }
 
 @test "encrypted images" {
-    local secret=(--object secret,id=s,data=x -o encrypt.key-secret=s)
     truncate -s 1M base.raw
-    # QEMU measures its speed, and gives up where it gets too little of it.
-    luks ()
-    {
-        for _ in {1..20}; do
-            qemu-img create -q -f qcow2 "${secret[@]}" \
-                -o encrypt.format=luks,encrypt.iter-time=200"$1" "$2" 1M &&
-                return
-        done
-    }
-    luks '' xts.qcow2
-    luks ,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256,encrypt.cipher-alg=aes-128,backing_file=base.raw,backing_fmt=raw \
-        cbc.qcow2
-    luks ,encrypt.cipher-alg=serpent-192,data_file=data.raw serpent.qcow2
-    qemu-img create -q -f qcow2 "${secret[@]}" \
-        -o encrypt.format=aes,compat=0.10 aes.qcow2 1M
+    make_luks xts.qcow2
+    make_luks cbc.qcow2 encrypt.cipher-mode=cbc encrypt.ivgen-alg=essiv \
+        encrypt.ivgen-hash-alg=sha256 encrypt.cipher-alg=aes-128 \
+        backing_file=base.raw backing_fmt=raw
+    make_luks serpent.qcow2 encrypt.cipher-alg=serpent-192 data_file=data.raw
+    qemu-img create -q -f qcow2 --object secret,id=s,data=x \
+        -o encrypt.format=aes,encrypt.key-secret=s,compat=0.10 aes.qcow2 1M
     for file in xts cbc serpent aes; do
         twin info $file.qcow2
         twin info --output=json $file.qcow2

@@ -85,3 +85,18 @@ let_go ()
     done
     fail "qemu-nbd does not end"
 }
+
+# make_luks FILE [OPTION...]: an encrypted image of 1 MiB; qemu-img's options
+# -o.  QEMU measures its speed, and gives up where it gets too little of it.
+make_luks ()
+{
+    local file=$1 option options=()
+    for option in encrypt.iter-time=200 "${@:2}"; do
+        options+=(-o "$option")
+    done
+    for _ in {1..20}; do
+        qemu-img create -q -f qcow2 --object secret,id=s,data=x \
+                 -o encrypt.format=luks -o encrypt.key-secret=s \
+                 "${options[@]}" "$file" 1M && return
+    done
+}
