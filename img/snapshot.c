@@ -94,6 +94,9 @@ change (const struct img_options *options, const struct action *action)
     return EXIT_FAILURE;
   while (actions[i].option != action->option)
     i++;
+  /* A smaller disk is not applied while a view is open. */
+  qcow2_view_close (image.view);
+  image.view = NULL;
   r = actions[i].fn (image.image, action, &error);
   if (r < 0)
     img_error ("Could not %s snapshot '%s': %s", actions[i].verb,
