@@ -199,17 +199,30 @@ test_refcount_table (void)
   }
 }
 
-/* New refcount blocks go where no block covers what is there. */
+/* New refcount blocks go behind the end of the file: not over what no block
+ * covers.  What is named there they don't go over, either.
+ */
 static void
 test_growth (void)
 {
+  static const uint8_t zeros[CLUSTER];
   const uint64_t uncovered = CLUSTER / 2 * CLUSTER;
+  uint64_t bytes;
+  uint8_t *after;
 
   build (3);
   set_l1_entry (3, uncovered | ENTRY_COPIED);
   image_truncate (&img, uncovered + CLUSTER);
   close (img.fd);
-  expect_refused ("an L2 table where no refcount block is", WRITE, BAD, false);
+  open_image (true, false);
+  is_int (operate (WRITE, BAD), 0,
+          "an L2 table where no refcount block is: written");
+  is_int (close_image (), 0, "... and closed");
+  after = file_content (IMAGE, &bytes);
+  ok (bytes > uncovered + CLUSTER &&
+      memcmp (after + uncovered, zeros, CLUSTER) == 0,
+      "... and nothing is where the table is");
+  free (after);
 
   build (3);
   set_l1_entry (3, (uncovered + CLUSTER) | ENTRY_COPIED);
