@@ -343,12 +343,17 @@ hold ()
     die "cannot take $mib MiB of memory"
 }
 
-# warm_images: reads the row's images into the page cache.
+# warm_images: reads the row's images into the page cache.  What is there from
+# when they were made goes first: on ext4 a small write costs three times as
+# much where a larger one has put larger folios.
 warm_images ()
 {
-  local files=("$images/$raw" "$images/$image")
+  local files=("$images/$raw" "$images/$image") f
   [[ $image != chain* ]] || files+=("$images"/chain*.qcow2)
-  [ "$where" = tmpfs ] || cat -- "${files[@]}" > /dev/null
+  [ "$where" = tmpfs ] || for f in "${files[@]}"; do
+    dd of="$f" oflag=nocache conv=notrunc,fdatasync count=0 status=none
+    cat -- "$f" > /dev/null
+  done
 }
 
 # ---- Servers
