@@ -25,8 +25,8 @@ extern bool create_wanted (void);
  */
 extern int create_config_complete (void);
 
-/* Make the image, under QEMU's locks if CONFIG has them.  If it has a data file,
- * CONFIG gets its name, which lives until create_unload.  -1 with errno and a
+/* Make the image, under QEMU's locks if CONFIG has them.  If it has a data
+ * file, CONFIG gets its name, which lives until create_unload.  -1 with errno and a
  * message printed.
  */
 extern int create_image (void);

@@ -142,7 +142,8 @@ open_named_data_file (struct opening *o, const struct layer *l,
   if (!l->header.data_file)
     return qcow2_error_set (o->error, EINVAL,
                             "%s: the image has an external data file, but "
-                            "does not name it; use data-file=FILE", l->filename);
+                            "does not name it; use data-file=FILE",
+                            l->filename);
   fd = backing_name_parse (l->header.data_file, l->filename, &name, o->error);
   if (fd < 0) {
     qcow2_error_prefix (o->error, "%s: data file: ", l->filename);

@@ -149,8 +149,8 @@ struct qcow2_options {
  */
 extern void qcow2_options_init (struct qcow2_options *options);
 
-/* What of qcow2_open's errors OPTIONS alone tell: values that don't go together,
- * directories in allow_dirs that are none.
+/* What of qcow2_open's errors OPTIONS alone tell: values that don't go
+ * together, directories in allow_dirs that are none.
  */
 extern int qcow2_options_check (const struct qcow2_options *options,
                                 struct qcow2_error *error);
