@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "active-view.h"
 #include "qemu-image.h"
 #include "scratch-dir.h"
 #include "tap.h"
@@ -30,19 +31,6 @@ static struct write_log storage_log;
 static struct qcow2 *image;
 
 static struct qcow2_view *
-open_view (void)
-{
-  struct qcow2_error error;
-  struct qcow2_view *view;
-
-  if (qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
-    printf ("Bail out! %s\n", error.message);
-    exit (1);
-  }
-  return view;
-}
-
-static struct qcow2_view *
 open_image (void)
 {
   struct qcow2_options options;
@@ -58,7 +46,7 @@ open_image (void)
     printf ("Bail out! %s\n", error.message);
     exit (1);
   }
-  return open_view ();
+  return must_open_view (image);
 }
 
 static unsigned
@@ -122,7 +110,7 @@ test_ended (void)
   is_int (qcow2_pwrite (view, "data", 4, 0, false), -EROFS,
           "then it can't write any more");
   is_str (storage_log.said, "", "the log does not tell that again");
-  second = open_view ();
+  second = must_open_view (image);
   ok (!qcow2_view_can_write (second), "the next one is told so");
   qcow2_view_close (second);
   qcow2_view_close (view);

@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "active-view.h"
 #include "grow-disk.h"
 #include "guard.h"
 #include "image.h"
@@ -74,19 +75,6 @@ open_image (const char *create, struct write_log *log)
                     QCOW2_DEFAULT_CACHE_BYTES);
 }
 
-static struct qcow2_view *
-open_view (struct qcow2 *image)
-{
-  struct qcow2_error error;
-  struct qcow2_view *view;
-
-  if (qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
-    printf ("Bail out! %s\n", error.message);
-    exit (1);
-  }
-  return view;
-}
-
 static uint64_t
 file_bytes (void)
 {
@@ -141,7 +129,7 @@ test_file (const char *name, const char *create)
   uint8_t *now;
 
   for (i = 0; i < 12; ++i) {
-    c.view = open_view (image);
+    c.view = must_open_view (image);
     nr_failed += some_requests (&c, 1 + i * 2) < 0;
     nr_failed += qcow2_pread (c.view, c.buf, DISK_BYTES, 0) < 0 ||
       memcmp (c.buf, c.model, DISK_BYTES) != 0;
@@ -176,7 +164,7 @@ test_tail (void)
 {
   struct qcow2 *image =
     open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", NULL);
-  struct qcow2_view *view = open_view (image);
+  struct qcow2_view *view = must_open_view (image);
   uint8_t *buf = malloc (4 * MiB);
   uint64_t empty = file_bytes (), full, cut;
   size_t i, wrong = 0;
@@ -193,7 +181,7 @@ test_tail (void)
       "the tail of the file is cut when the client leaves (%" PRIu64
       ", %" PRIu64 ", then %" PRIu64 " bytes)", empty, full, cut);
 
-  view = open_view (image);
+  view = must_open_view (image);
   r = qcow2_pwrite (view, "x", 1, 64 * KiB + 100, false);
   if (r == 0)
     r = qcow2_pread (view, buf, 64 * KiB, 64 * KiB);
@@ -220,7 +208,7 @@ static void
 test_far_end (void)
 {
   struct qcow2 *image = open_image (FAR, NULL);
-  struct qcow2_view *view = open_view (image);
+  struct qcow2_view *view = must_open_view (image);
   const uint64_t far = (uint64_t) 1 << 40;
   clock_t before;
   char buf[4];
@@ -235,7 +223,7 @@ test_far_end (void)
     before = clock ();
     qcow2_view_close (view);
     ok (clock () - before < 5 * CLOCKS_PER_SEC, "coming to rest is quick");
-    view = open_view (image);
+    view = must_open_view (image);
     ok (qcow2_pread (view, buf, 4, 0) == 0 && strcmp (buf, "far") == 0,
         "what was written far away is there");
     ok (qcow2_pread (view, buf, 4, i * MiB) == 0 && strcmp (buf, "new") == 0,
@@ -257,7 +245,7 @@ test_readers (void)
   write_log_init (&log);
   image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
   for (i = 0; i < 5; ++i) {
-    struct qcow2_view *view = open_view (image);
+    struct qcow2_view *view = must_open_view (image);
 
     qcow2_pread (view, buf, sizeof buf, 0);
     qcow2_flush (view);
@@ -290,7 +278,7 @@ test_error (void)
   log.hook = fail_writes;
   log.opaque = &failing;
   image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
-  view = open_view (image);
+  view = must_open_view (image);
   r = qcow2_pwrite (view, "data", 4, 0, false);
   atomic_store (&failing, true);
   qcow2_view_close (view);
@@ -298,7 +286,7 @@ test_error (void)
   is_int (r, 0, "a client writes, and leaves when nothing can be written");
   ok (strstr (log.message, "could not be brought to rest") != NULL,
       "the log says so: %s", log.message);
-  view = open_view (image);
+  view = must_open_view (image);
   is_int (qcow2_pwrite (view, "more", 4, MiB, false), 0,
           "the next one writes");
   qcow2_view_close (view);
@@ -345,7 +333,7 @@ next_turn (struct qcow2 *image, bool can_write, const char *after)
 
   is_int (qcow2_reopen (image, &error), 0,
           "after %s the image is read again %s", after, error.message);
-  view = open_view (image);
+  view = must_open_view (image);
   ok (qcow2_pread (view, buf, 1, 0) == 0 &&
       qcow2_pread (view, buf + 1, 1, 2 * MiB) == 0 &&
       memcmp (buf, "op", 2) == 0, "the next client sees what is new");
@@ -374,7 +362,7 @@ test_turn_after_failure (const char *after, bool flush, bool corrupt)
   log.opaque = &failing;
   image = open_image ("qemu-img create -q -f qcow2 -o compat=0.10 disk.qcow2 "
                       "8M", &log);
-  view = open_view (image);
+  view = must_open_view (image);
   r = qcow2_pwrite (view, "early", 5, 0, true);
   r = r < 0 ? r : qcow2_pwrite (view, "late", 4, MiB, false);
   is_int (r, 0, "a client writes");
@@ -432,7 +420,7 @@ test_clock (void)
 
   write_log_init (&log);
   image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
-  view = open_view (image);
+  view = must_open_view (image);
   is_int (qcow2_pwrite (view, "data", 4, 0, false), 0, "a client writes");
   usleep (100000);              /* the worker waits */
   atomic_store (&set_back_seconds, 3600);
@@ -462,7 +450,7 @@ static int
 visit (struct client *c)
 {
   uint64_t part = DISK_BYTES / NR_CLIENTS / 512 * 512;
-  struct qcow2_view *view = open_view (c->image);
+  struct qcow2_view *view = must_open_view (c->image);
   unsigned i, nr = (unsigned) random_below (&c->state, 5);
   int r = 0;
 
@@ -631,7 +619,7 @@ test_gate (void)
   log.hook = hold_reads;
   log.opaque = &g;
   image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
-  g.view = open_view (image);
+  g.view = must_open_view (image);
   is_int (qcow2_pwrite (g.view, data, sizeof data, 0, true), 0, "a write");
   atomic_store (&g.hold, true);
   pthread_create (&threads[0], NULL, read_slowly, &g);
@@ -709,7 +697,7 @@ test_freeing (void)
   log.hook = hold_discards;
   log.opaque = &f;
   image = open_image ("qemu-img create -q -f qcow2 disk.qcow2 8M", &log);
-  view = open_view (image);
+  view = must_open_view (image);
   r = qcow2_pwrite (view, "data", 4, 0, false);
   r = r < 0 ? r : qcow2_pwrite (view, "data", 4, MiB, true);
   r = r < 0 ? r : qcow2_zero (view, 64 * KiB, 0, true, false, false);
@@ -718,7 +706,7 @@ test_freeing (void)
   pthread_create (&threads[0], NULL, leave, view);
   while (!atomic_load (&f.held))
     usleep (1000);
-  f.view = open_view (image);
+  f.view = must_open_view (image);
   pthread_create (&threads[1], NULL, come_and_read, &f);
   for (i = 0; i < 500 && !atomic_load (&f.read_done); ++i)
     usleep (10000);

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "active-view.h"
 #include "crash-state.h"
 #include "image.h"
 #include "metadata-damage.h"
@@ -184,19 +185,6 @@ check_after (struct subject_state *ss, struct power_run *run, bool closed,
   if (result.nr_bad > 0)
     note (t, f, &t->nr_bad_states, result.first);
   write_classes_clear (&run->classes);
-}
-
-static struct qcow2_view *
-must_open_view (struct qcow2 *image)
-{
-  struct qcow2_error error;
-  struct qcow2_view *view;
-
-  if (qcow2_view_open (image, QCOW2_ACTIVE, &view, &error) < 0) {
-    printf ("Bail out! %s\n", error.message);
-    exit (1);
-  }
-  return view;
 }
 
 /* The last client leaves, meets the fault, and another one comes. */
