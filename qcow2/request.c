@@ -141,6 +141,21 @@ log_failure (struct writer *w, const struct request *req, int r)
                req->offset, log_errno_text (-r), before);
 }
 
+/* A commit may lack room itself.  A round of the worker's frees what requests
+ * gave back that failed, and what earlier commits have made free, even if its
+ * own commit fails.
+ */
+static int
+commit_with_room (struct writer *w)
+{
+  int r = commit (&w->committer);
+
+  if (r == -ENOSPC && !retire_is_empty (&w->retire) &&
+      worker_reclaim (w) == 0)
+    r = commit (&w->committer);
+  return r;
+}
+
 static int
 run_durably (struct writer *w, const struct request *req)
 {
@@ -154,7 +169,7 @@ run_durably (struct writer *w, const struct request *req)
       r = run_once (w, req, &durable);
   }
   if (r == 0 && wants_durable (w, req) && !durable)
-    r = commit (&w->committer);
+    r = commit_with_room (w);
   return r;
 }
 
@@ -225,5 +240,5 @@ qcow2_flush (struct qcow2_view *view)
 {
   struct writer *w = writer_of (view);
 
-  return w ? commit (&w->committer) : 0;
+  return w ? commit_with_room (w) : 0;
 }

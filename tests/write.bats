@@ -426,3 +426,38 @@ h.pwrite(b'x' * 65536, 2 << 20); time.sleep(7); os._exit(0)" "$uri"
             "$BUILD_DIR/tests/test-power-failure"
     done
 }
+
+# The first commit comes when there is no room for what it writes.
+@test "a full filesystem: what failed writes gave back makes room for a flush" {
+    mkdir small
+    cat > fill.py <<'END'
+import nbd, os, sys
+
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+noise = os.urandom(65536)
+failed = 0
+for cluster in range(200):
+    try:
+        h.pwrite(noise, cluster * 65536)
+    except nbd.Error:
+        failed += 1
+assert 0 < failed < 200, failed
+h.trim(4 << 20, 0)
+h.flush()
+h.pwrite(noise, 20 << 20, nbd.CMD_FLAG_FUA)
+assert h.pread(65536, 20 << 20) == noise
+END
+    cat > in-small <<'END'
+#!/bin/sh
+mount -t tmpfs -o size=8m none small && exec "$@"
+END
+    chmod +x in-small
+    TEST_WRAPPER="unshare --mount ./in-small" \
+        start_nbdkit small/new.qcow2 create=64M
+    $PYTHON fill.py "$uri"
+    # Clusters that are not free yet are no errors.
+    cp "/proc/$server_pid/root/$PWD/small/new.qcow2" now.qcow2
+    run -0 qemu-img check now.qcow2 || run -3 qemu-img check now.qcow2
+    stop_nbdkit
+}
