@@ -2,9 +2,10 @@
 
 /* Storage in a regular file or on a block device.
  *
- * A read is one pread, a write one pwrite or pwritev, nothing else.  Whatever
- * is made durable is so only if the witness has nothing to tell.  The
- * size is asked of the kernel each time, since devices and files grow
+ * A read is one pread, a write one pwrite or pwritev, nothing else; where
+ * many write to a file at once, one thread does it for them (write-queue.h).
+ * Whatever is made durable is so only if the witness has nothing to tell.
+ * The size is asked of the kernel each time, since devices and files grow
  * while they are open.  lseek is used for SEEK_DATA and SEEK_HOLE alone:
  * it moves the file position, which nothing here reads.
  *
@@ -35,12 +36,14 @@
 #include "file-lock.h"
 #include "io-file.h"
 #include "io-witness.h"
+#include "write-queue.h"
 
 struct io_file {
   struct qcow2_storage storage;
   int fd;
   bool is_block_device;
   bool no_flush;
+  struct write_queue queue;     /* for what need not be durable at once */
   struct io_witness witness;    /* none where nothing is made durable */
   /* What zeroing and discarding on a device must be aligned to. */
   uint64_t block_bytes;
@@ -265,10 +268,9 @@ next_iov (const struct iovec *iov, int iovcnt, size_t skip,
 }
 
 static int
-io_file_pwritev (struct qcow2_storage *s, const struct iovec *iov,
-                 int iovcnt, uint64_t offset, bool durable)
+write_all (struct io_file *file, const struct iovec *iov, int iovcnt,
+           uint64_t offset, bool durable)
 {
-  struct io_file *file = io_file_of (s);
   bool synced = durable && !file->no_flush; /* all of it, by RWF_DSYNC */
   size_t skip = 0;
   int err;
@@ -302,8 +304,59 @@ io_file_pwritev (struct qcow2_storage *s, const struct iovec *iov,
   }
   if (!durable)
     return 0;
-  err = synced ? io_witness_ask (&file->witness) : io_file_flush (s);
+  err = synced ? io_witness_ask (&file->witness)
+    : io_file_flush (&file->storage);
   return err == -ENOSPC ? -EIO : err; /* there was room for these bytes */
+}
+
+struct queued_write {
+  struct write_job job;
+  struct io_file *file;
+  const struct iovec *iov;
+  int iovcnt;
+  uint64_t offset;
+};
+
+static int
+run_queued (struct write_job *job)
+{
+  const struct queued_write *w = (const struct queued_write *) job;
+
+  return write_all (w->file, w->iov, w->iovcnt, w->offset, false);
+}
+
+/* A durable write spends its time waiting for the disk, which many can do at
+ * once.
+ */
+static int
+io_file_pwritev (struct qcow2_storage *s, const struct iovec *iov,
+                 int iovcnt, uint64_t offset, bool durable)
+{
+  struct io_file *file = io_file_of (s);
+  struct queued_write w = {
+    .job.run = run_queued,
+    .file = file,
+    .iov = iov,
+    .iovcnt = iovcnt,
+    .offset = offset,
+  };
+  int i;
+
+  if (durable)
+    return write_all (file, iov, iovcnt, offset, true);
+  for (i = 0; i < iovcnt; ++i)
+    w.job.bytes += iov[i].iov_len;
+  return write_queue_run (&file->queue, &w.job);
+}
+
+/* A device has many writers at a time. */
+static void
+io_file_threads (struct qcow2_storage *s, bool on)
+{
+  struct io_file *file = io_file_of (s);
+
+  if (!file->is_block_device)
+    write_queue_switch (&file->queue, on);
 }
 
 /*----- Zeros -----*/
@@ -481,6 +534,7 @@ io_file_close (struct qcow2_storage *s)
 {
   struct io_file *file = io_file_of (s);
 
+  write_queue_destroy (&file->queue);
   pthread_mutex_destroy (&file->data_lock);
   io_witness_destroy (&file->witness);
   close (file->fd);
@@ -508,6 +562,7 @@ static const struct qcow2_storage_ops writable_ops = {
   .discard = io_file_discard,
   .truncate = io_file_truncate,
   .allocate = io_file_allocate,
+  .threads = io_file_threads,
   .can_grow = io_file_can_grow,
   .close = io_file_close,
 };
@@ -590,6 +645,7 @@ qcow2_io_file_new (int fd, const char *filename, unsigned flags,
   if (is_block_device)
     file->block_bytes = device_block_bytes (fd);
   pthread_mutex_init (&file->data_lock, NULL);
+  write_queue_init (&file->queue);
   io_witness_init (&file->witness, fd, writable && !file->no_flush);
   *s = &file->storage;
   return 0;

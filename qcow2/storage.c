@@ -285,6 +285,13 @@ qcow2_storage_settle (struct qcow2_storage *s)
   return s->ops->settle ? s->ops->settle (s) : 0;
 }
 
+void
+qcow2_storage_threads (struct qcow2_storage *s, bool on)
+{
+  if (s->ops->threads)
+    s->ops->threads (s, on);
+}
+
 bool
 qcow2_storage_can_grow (struct qcow2_storage *s)
 {

@@ -97,6 +97,12 @@ struct qcow2_storage_ops {
    */
   int (*settle) (struct qcow2_storage *s);
 
+  /* Threads of the storage's own, which make it faster.  It has none before
+   * it is told ON, since they would not live through a fork, and none after
+   * !ON, which may come while requests are in progress.  May be NULL.
+   */
+  void (*threads) (struct qcow2_storage *s, bool on);
+
   /* Can the storage grow by writing past its end? */
   bool (*can_grow) (struct qcow2_storage *s);
 
@@ -186,6 +192,9 @@ extern int qcow2_storage_allocate (struct qcow2_storage *s, uint64_t offset,
 
 /* As the vtable's member; nothing to do where it has none. */
 extern int qcow2_storage_settle (struct qcow2_storage *s);
+
+/* As the vtable's member.  One caller at a time. */
+extern void qcow2_storage_threads (struct qcow2_storage *s, bool on);
 
 extern bool qcow2_storage_can_grow (struct qcow2_storage *s);
 

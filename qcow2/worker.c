@@ -217,6 +217,15 @@ worker (void *opaque)
   return NULL;
 }
 
+/* The files' own threads live as long as this one. */
+static void
+storage_threads (struct writer *w, bool on)
+{
+  qcow2_storage_threads (w->top->file, on);
+  if (w->top->data != w->top->file)
+    qcow2_storage_threads (w->top->data, on);
+}
+
 /* Signals are for the server's own threads. */
 static int
 create_thread (struct writer *w)
@@ -240,6 +249,7 @@ worker_start (struct writer *w)
   if (!w->has_thread) {
     r = create_thread (w);
     w->has_thread = r == 0;
+    storage_threads (w, w->has_thread);
   }
   pthread_mutex_unlock (&w->worker_lock);
   return r;
@@ -256,8 +266,10 @@ worker_stop (struct writer *w)
   w->has_thread = false;
   pthread_cond_signal (&w->worker_wake);
   pthread_mutex_unlock (&w->worker_lock);
-  if (has_thread)
+  if (has_thread) {
     pthread_join (w->thread, NULL);
+    storage_threads (w, false);
+  }
   /* It may be started again. */
   pthread_mutex_lock (&w->worker_lock);
   w->stop = false;

@@ -23,6 +23,7 @@ no_faults (void)
 {
   memset (&fault, 0, sizeof fault);
   calls.writes = calls.dsyncs = calls.fdatasyncs = calls.witnesses = 0;
+  calls.in_progress = calls.most_at_once = 0;
   calls.fallocates = calls.discards = calls.parts_of_pages = 0;
 }
 
@@ -38,12 +39,24 @@ fails (int err)
   return err != 0;
 }
 
+static void
+note_begin (void)
+{
+  unsigned now = atomic_fetch_add (&calls.in_progress, 1) + 1;
+  unsigned most = atomic_load (&calls.most_at_once);
+
+  while (most < now &&
+         !atomic_compare_exchange_weak (&calls.most_at_once, &most, now))
+    ;
+}
+
 static ssize_t
 write_a_part (int fd, const struct iovec *iov, int iovcnt, off_t offset,
               int flags)
 {
   struct iovec part[1024];
   size_t left = fault.most;
+  ssize_t r;
   int n = 0;
 
   if (iovcnt > 1024) {
@@ -56,8 +69,13 @@ write_a_part (int fd, const struct iovec *iov, int iovcnt, off_t offset,
       part[n].iov_len = left;
     left -= fault.most > 0 ? part[n].iov_len : 0;
   }
-  return syscall (SYS_pwritev2, fd, part, (long) n, (long) offset, 0L,
-                  (long) flags);
+  note_begin ();
+  if (fault.delay_us > 0)
+    usleep (fault.delay_us);
+  r = syscall (SYS_pwritev2, fd, part, (long) n, (long) offset, 0L,
+               (long) flags);
+  atomic_fetch_sub (&calls.in_progress, 1);
+  return r;
 }
 
 ssize_t

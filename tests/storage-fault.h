@@ -13,6 +13,7 @@
 
 struct storage_fault {
   size_t most;                  /* bytes that a write takes, 0: all */
+  unsigned delay_us;            /* before a write */
   int interrupts;               /* how many calls give EINTR */
   int write_errno;
   bool write_nothing;
@@ -25,6 +26,8 @@ struct storage_fault {
 
 struct storage_calls {
   _Atomic unsigned writes;      /* those with RWF_DSYNC, too */
+  _Atomic unsigned in_progress; /* writes, now; and at most */
+  _Atomic unsigned most_at_once;
   _Atomic unsigned dsyncs;
   _Atomic unsigned fdatasyncs;
   _Atomic unsigned witnesses;   /* sync_file_range */
