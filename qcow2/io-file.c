@@ -25,12 +25,15 @@
 #include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "file-lock.h"
@@ -349,14 +352,37 @@ io_file_pwritev (struct qcow2_storage *s, const struct iovec *iov,
   return write_queue_run (&file->queue, &w.job);
 }
 
-/* A device has many writers at a time. */
+/* Does the filesystem let in one writer at a time, whose write ends in the page
+ * cache?  Devices have many at a time, others (ZFS, FUSE) may.  And who waits
+ * for the disk with each write had better not wait alone.
+ */
+static bool
+has_one_writer (const struct io_file *file)
+{
+  struct statfs fs;
+  int flags = 0;
+
+  if (file->is_block_device || fstatfs (file->fd, &fs) == -1 ||
+      fs.f_flags & ST_SYNCHRONOUS)
+    return false;
+  if (ioctl (file->fd, FS_IOC_GETFLAGS, &flags) == 0 && flags & FS_SYNC_FL)
+    return false;
+  switch ((unsigned long) fs.f_type) {
+  case BTRFS_SUPER_MAGIC:
+  case EXT4_SUPER_MAGIC:
+  case TMPFS_MAGIC:
+  case XFS_SUPER_MAGIC:
+    return true;
+  }
+  return false;
+}
+
 static void
 io_file_threads (struct qcow2_storage *s, bool on)
 {
   struct io_file *file = io_file_of (s);
 
-  if (!file->is_block_device)
-    write_queue_switch (&file->queue, on);
+  write_queue_switch (&file->queue, on && has_one_writer (file));
 }
 
 /*----- Zeros -----*/

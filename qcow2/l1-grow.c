@@ -103,8 +103,8 @@ guard_table (const struct allocator *a, uint64_t offset, uint64_t nr)
 }
 
 static int
-move (struct l1_writer *w, struct allocator *a, struct l1_larger *larger,
-      uint64_t size_bytes)
+move_once (struct l1_writer *w, struct allocator *a,
+           struct l1_larger *larger, uint64_t size_bytes)
 {
   uint64_t old_offset = w->layer->header.l1_offset;
   uint64_t old_nr = clusters_of (a, w->layer->l1.nr_entries);
@@ -131,6 +131,19 @@ move (struct l1_writer *w, struct allocator *a, struct l1_larger *larger,
   if (r == 0)
     retire_table (a, old_offset, old_nr);
   return r;
+}
+
+/* Where the file can't grow any more there may be room in it. */
+static int
+move (struct l1_writer *w, struct allocator *a, struct l1_larger *larger,
+      uint64_t size_bytes)
+{
+  int r = move_once (w, a, larger, size_bytes);
+
+  if (r != -ENOSPC || !qcow2_storage_can_grow (a->layer->file) || a->full)
+    return r;
+  alloc_note_full (a);
+  return move_once (w, a, larger, size_bytes);
 }
 
 int

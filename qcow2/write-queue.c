@@ -21,13 +21,20 @@
 #include "write-queue.h"
 
 /* A shorter write is done before another thread has gone to sleep and has been
- * woken.
+ * woken, or soon after.
  */
-#define LONG_NS 8000
+#define LONG_NS 16000
 /* A write that the host, or the scheduler, has interrupted says nothing. */
 #define LIMIT_NS (4 * LONG_NS)
-/* How many writes it takes to change an opinion. */
+/* How many writes it takes to change an opinion.  One that was made beside
+ * others may have waited for them: that it took long means less.
+ */
 #define MEMORY 16
+#define MEMORY_BESIDE 32
+/* Of those that need no queue, as far as is known, each thread times only one
+ * in so many: to look at the clock takes a tenth of the shortest.
+ */
+#define SAMPLE 8
 /* The bytes of larger writes are in the cache of the CPU of the one who has
  * received them: to have them written elsewhere costs more than to wait.
  */
@@ -58,23 +65,35 @@ now_ns (void)
 
 /* An update that another one overwrites is no loss. */
 static void
-learn (_Atomic unsigned *cost_ns, uint64_t ns)
+learn (_Atomic unsigned *cost_ns, uint64_t ns, bool alone)
 {
   unsigned old = atomic_load_explicit (cost_ns, memory_order_relaxed);
   unsigned new = ns < LIMIT_NS ? (unsigned) ns : LIMIT_NS;
+  unsigned memory = alone || new < old ? MEMORY : MEMORY_BESIDE;
 
-  atomic_store_explicit (cost_ns, old - old / MEMORY + new / MEMORY,
+  atomic_store_explicit (cost_ns, old - old / memory + new / memory,
                          memory_order_relaxed);
 }
 
+/* ALONE: those that pass the queue wait for this one. */
 static int
-run_timed (struct write_queue *q, struct write_job *job)
+run_timed (struct write_queue *q, struct write_job *job, bool alone)
 {
   uint64_t start = now_ns ();
   int r = job->run (job);
 
-  learn (&q->cost_ns[size_index (job->bytes)], now_ns () - start);
+  learn (&q->cost_ns[size_index (job->bytes)], now_ns () - start, alone);
   return r;
+}
+
+static int
+run_short (struct write_queue *q, struct write_job *job)
+{
+  static _Thread_local unsigned count;
+
+  if (++count % SAMPLE != 0)
+    return job->run (job);
+  return run_timed (q, job, false);
 }
 
 static bool
@@ -93,7 +112,7 @@ run_list (struct write_queue *q, struct write_job *job)
   while (job) {
     struct write_job *next = job->next;
 
-    job->result = run_timed (q, job);
+    job->result = run_timed (q, job, true);
     sem_post (&job->done);
     job = next;
   }
@@ -184,7 +203,7 @@ hand_over (struct write_queue *q)
 static int
 run_as_first (struct write_queue *q, struct write_job *job)
 {
-  int r = run_timed (q, job);
+  int r = run_timed (q, job, true);
 
   hand_over (q);
   return r;
@@ -215,7 +234,7 @@ write_queue_run (struct write_queue *q, struct write_job *job)
                                                        memory_order_relaxed))
     return job->run (job);
   if (!is_long (q, job))
-    return run_timed (q, job);
+    return run_short (q, job);
 
   pthread_mutex_lock (&q->lock);
   if (q->busy && have_thread (q))
@@ -223,7 +242,7 @@ write_queue_run (struct write_queue *q, struct write_job *job)
   first = !q->busy;
   q->busy = true;
   pthread_mutex_unlock (&q->lock);
-  return first ? run_as_first (q, job) : run_timed (q, job);
+  return first ? run_as_first (q, job) : run_timed (q, job, false);
 }
 
 void

@@ -2,8 +2,8 @@
 
 /* Long writes to one file come one after the other.
  *
- * The kernel lets one thread at a time write to a file through the page cache.
- * The others do not sleep meanwhile, they spin, so that with a few dozen
+ * Many filesystems let one thread at a time write to a file through the page
+ * cache.  The others do not sleep meanwhile, they spin, so that with a few dozen
  * threads half of all CPU time may go into waiting.  Here they sleep: who finds
  * a long write in progress leaves its own to a thread that does nothing but
  * write.  Where nobody else writes, and where a write takes less time than two
@@ -11,7 +11,7 @@
  * queue.  Which writes are long is measured all the time, for each size: what
  * takes 2 us in tmpfs takes 40 on ext4 where the page cache has large folios.
  *
- * This is about speed alone.  The kernel would order the writes, too, and
+ * This is about speed alone.  The filesystem would order the writes, too, and
  * nobody may count on an order of writes that are in progress at once.
  */
 

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "dawdling-storage.h"
+#include "qcow2/write-queue.h"
 #include "qemu-image.h"
 
 struct slow {
@@ -16,6 +17,7 @@ struct slow {
   struct qcow2_storage *next;
   const struct dawdling *how;
   bool fixed_size;
+  struct write_queue queue;
 };
 
 static struct qcow2_storage *
@@ -85,21 +87,41 @@ slow_prefetch (struct qcow2_storage *s, uint64_t offset, uint64_t count)
   qcow2_storage_prefetch (next_of (s), offset, count);
 }
 
+struct slow_write {
+  struct write_job job;
+  struct qcow2_storage *s;
+  const struct iovec *iov;
+  int iovcnt;
+  uint64_t offset;
+};
+
+static int
+run_slow_write (struct write_job *job)
+{
+  const struct slow_write *w = (const struct slow_write *) job;
+  int r;
+
+  dawdle (w->s);
+  r = qcow2_storage_writev (next_of (w->s), w->iov, w->iovcnt, w->offset,
+                            false);
+  dawdle (w->s);
+  return r;
+}
+
 static int
 slow_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
               uint64_t offset, bool durable)
 {
-  uint64_t end = offset;
-  int i, r;
+  struct slow *slow = (struct slow *) s;
+  struct slow_write w = { { .run = run_slow_write }, s, iov, iovcnt, offset };
+  int i;
 
   for (i = 0; i < iovcnt; ++i)
-    end += iov[i].iov_len;
-  if (!slow_can_grow (s) && end > (uint64_t) slow_size (s))
+    w.job.bytes += iov[i].iov_len;
+  if (!slow_can_grow (s) && offset + w.job.bytes > (uint64_t) slow_size (s))
     return -ENOSPC;
-  dawdle (s);
-  r = qcow2_storage_writev (next_of (s), iov, iovcnt, offset, false);
-  dawdle (s);
-  return r;
+  return durable ? run_slow_write (&w.job) :
+    write_queue_run (&slow->queue, &w.job);
 }
 
 static int
@@ -134,8 +156,20 @@ slow_truncate (struct qcow2_storage *s, uint64_t size_bytes)
 }
 
 static void
+slow_threads (struct qcow2_storage *s, bool on)
+{
+  struct slow *slow = (struct slow *) s;
+
+  if (slow->how->queued)
+    write_queue_switch (&slow->queue, on);
+  else
+    qcow2_storage_threads (slow->next, on);
+}
+
+static void
 slow_close (struct qcow2_storage *s)
 {
+  write_queue_destroy (&((struct slow *) s)->queue);
   qcow2_storage_close (next_of (s));
   free (s);
 }
@@ -158,6 +192,7 @@ static const struct qcow2_storage_ops write_ops = {
   .zero = slow_zero,
   .discard = slow_discard,
   .truncate = slow_truncate,
+  .threads = slow_threads,
   .can_grow = slow_can_grow,
   .close = slow_close,
 };
@@ -173,6 +208,7 @@ wrap (void *opaque, enum qcow2_storage_role role, const char *filename,
   slow->storage.ops = (*s)->ops->pwritev ? &write_ops : &read_ops;
   slow->next = *s;
   slow->how = opaque;
+  write_queue_init (&slow->queue);
   slow->fixed_size = slow->how->fixed_size && role == QCOW2_STORAGE_IMAGE;
   *s = &slow->storage;
   return 0;

@@ -389,6 +389,28 @@ END
     [ "$status" -eq 0 ]
 }
 
+# The clusters that are free in the file have their space there.
+@test "where the host has no room, a larger L1 table goes into the file" {
+    qemu-img create -q -f qcow2 disk.qcow2 4M
+    qemu-io -f qcow2 -d unmap -c 'write -q -P 1 0 4M' -c 'discard -q 1M 2M' \
+            disk.qcow2
+    mkdir small
+    cat > in-small <<'END'
+#!/bin/sh -e
+mount -t tmpfs -o size=8m none small
+cp --sparse=never disk.qcow2 small
+cat /dev/zero > small/rest 2> /dev/null || :
+"$@" small/disk.qcow2 5T
+cp --sparse=always small/disk.qcow2 larger.qcow2
+END
+    chmod +x in-small
+    unshare --mount ./in-small "$img" resize
+    qemu-img check -q larger.qcow2
+    [ "$(virtual_size larger.qcow2)" -eq $((5 << 40)) ]
+    qemu-io -f qcow2 -r -c 'read -q -P 1 0 1M' -c 'read -q -P 0 1M 2M' \
+            -c 'read -q -P 1 3M 1M' larger.qcow2
+}
+
 # What is added begins within a cluster.
 @test "falloc and full take the rest of the last cluster, too" {
     local mode options before

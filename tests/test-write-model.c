@@ -133,6 +133,7 @@ write_and_check (const struct random_image *image, struct model *model,
   struct dawdling dawdling = {
     .per_1024 = (unsigned) random_below (seed, 500), .max_usec = 200,
     .fixed_size = random_below (seed, 3) == 0,
+    .queued = random_below (seed, 4) == 0,
   };
   struct write_load load = {
     .model = model, .census = &census, .nr_threads = 16,

@@ -199,10 +199,12 @@ print_message (void *opaque, enum qcow2_log_level level, const char *text)
 }
 
 static struct qcow2 *
-open_image (const struct random_image *kinds, uint64_t cache_bytes)
+open_image (const struct random_image *kinds, uint64_t cache_bytes,
+            bool queued)
 {
-  static const struct dawdling dawdling = {
-    .per_1024 = 100, .max_usec = 100,
+  static const struct dawdling dawdling[2] = {
+    { .per_1024 = 100, .max_usec = 100 },
+    { .per_1024 = 100, .max_usec = 100, .queued = true },
   };
   struct qcow2_options options;
   struct qcow2_error error;
@@ -215,7 +217,7 @@ open_image (const struct random_image *kinds, uint64_t cache_bytes)
   options.cache_bytes = cache_bytes;
   options.compressed_cache_bytes = 4 * kinds->cluster_bytes;
   options.log = print_message;
-  dawdling_init (&dawdling, &options);
+  dawdling_init (&dawdling[queued], &options);
   if (qcow2_open (kinds->filename, &options, &image, &error) == 0)
     return image;
   printf ("# %s\n", error.message);
@@ -280,7 +282,7 @@ closes_with_content (struct qcow2 *image, const struct random_image *kinds)
 }
 
 static void
-test_trait (enum image_trait trait, uint64_t cache_bytes)
+test_trait (enum image_trait trait, uint64_t cache_bytes, bool queued)
 {
   uint64_t seed = trait * 1000 + 77;
   struct random_image kinds;
@@ -288,7 +290,7 @@ test_trait (enum image_trait trait, uint64_t cache_bytes)
   char command[100];
 
   random_image_make (&kinds, trait, &seed);
-  image = open_image (&kinds, cache_bytes);
+  image = open_image (&kinds, cache_bytes, queued);
   if (ok (image != NULL, "%s", kinds.description)) {
     ok (run_threads (image, &kinds, &seed), "all requests succeed");
     ok (closes_with_content (image, &kinds), "QEMU reads the same");
@@ -305,13 +307,13 @@ main (void)
 {
   alarm (800);
   scratch_dir_enter ();
-  test_trait (TRAIT_SMALL_CLUSTERS, 0);
-  test_trait (TRAIT_SNAPSHOTS, 64 * KiB);
-  test_trait (TRAIT_ZSTD, 64 * KiB);
-  test_trait (TRAIT_BACKING, 0);
-  test_trait (TRAIT_EXTENDED_COMPRESSED, 64 * KiB);
-  test_trait (TRAIT_EXTENDED_SNAPSHOTS, 1024 * KiB);
-  test_trait (TRAIT_DATA_FILE, 64 * KiB);
-  test_trait (TRAIT_LAZY_REFCOUNTS, 64 * KiB);
+  test_trait (TRAIT_SMALL_CLUSTERS, 0, false);
+  test_trait (TRAIT_SNAPSHOTS, 64 * KiB, true);
+  test_trait (TRAIT_ZSTD, 64 * KiB, false);
+  test_trait (TRAIT_BACKING, 0, true);
+  test_trait (TRAIT_EXTENDED_COMPRESSED, 64 * KiB, false);
+  test_trait (TRAIT_EXTENDED_SNAPSHOTS, 1024 * KiB, false);
+  test_trait (TRAIT_DATA_FILE, 64 * KiB, true);
+  test_trait (TRAIT_LAZY_REFCOUNTS, 64 * KiB, false);
   return tap_done ();
 }
