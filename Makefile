@@ -210,7 +210,7 @@ SHORT =
 SANITIZE_SHORT := test-backing-name test-bad-entry test-bad-header test-chain \
 	test-cluster-cache test-codec test-fuzz test-fuzz-write test-open-faults \
 	test-read-threads test-slice-cache test-snapshot test-snapshot-race \
-	test-write-threads test-write-queue plugin
+	test-write-threads test-write-queue extents plugin img-compare img-map
 VALGRIND_SHORT := test-backing-name test-bad-header test-chain test-codec \
 	test-cluster-cache test-open-faults test-read-threads \
 	test-slice-cache big-offsets
