@@ -133,14 +133,17 @@ move_once (struct l1_writer *w, struct allocator *a,
   return r;
 }
 
-/* Where the file can't grow any more there may be room in it. */
+/* Where the file can't grow any more there may be room in it.  Not if it was the
+ * header that had none: which table it names is not known then.
+ */
 static int
 move (struct l1_writer *w, struct allocator *a, struct l1_larger *larger,
       uint64_t size_bytes)
 {
   int r = move_once (w, a, larger, size_bytes);
 
-  if (r != -ENOSPC || !qcow2_storage_can_grow (a->layer->file) || a->full)
+  if (r != -ENOSPC || committer_state (a->committer) < 0 ||
+      !qcow2_storage_can_grow (a->layer->file) || a->full)
     return r;
   alloc_note_full (a);
   return move_once (w, a, larger, size_bytes);

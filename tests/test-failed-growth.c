@@ -5,7 +5,8 @@
  * later does not let them come to light.  And entries of the refcount table
  * that may be on disk though writing them has failed are made away with
  * before anything can rely on that.  Nor is anything laid down where, for all
- * that an image with a missing block says, nothing is.
+ * that an image with a missing block says, nothing is.  When nobody knows which
+ * L1 table the header names, nothing is written any more.
  */
 
 #include <errno.h>
@@ -35,6 +36,8 @@ static unsigned nr_failed;
 static uint64_t table_offset;   /* the refcount table's sector to be hooked */
 static bool fail_table;
 static unsigned nr_table_writes, nr_durable;
+static bool fail_header, header_failed;
+static unsigned nr_after;       /* writes since */
 
 /* The error of a large write comes when all of it is there. */
 static int
@@ -43,6 +46,11 @@ hooked_pwritev (struct qcow2_storage *s, const struct iovec *iov, int iovcnt,
 {
   int r = real_pwritev (s, iov, iovcnt, offset, durable);
 
+  nr_after += header_failed;
+  if (fail_header && offset == 0) {
+    header_failed = true;
+    return -ENOSPC;
+  }
   if (table_offset && offset == table_offset) {
     nr_table_writes++;
     nr_durable += durable;
@@ -192,6 +200,30 @@ test_area (void)
   close_image ();
 }
 
+/* Which L1 table the header names is not known then: nothing may be written any
+ * more, in another place neither.
+ */
+static void
+test_switch (void)
+{
+  struct qcow2_error error;
+  int status;
+
+  open_image ();
+  is_int (write_bytes (), 0, "the first change is over");
+  fail_header = true;
+  ok (grow_disk (image, 64 * MiB, &error) < 0 && header_failed,
+      "growing fails when the header is to name the new L1 table: %s",
+      error.message);
+  is_int (nr_after, 0, "nothing is written after that");
+  fail_header = header_failed = false;
+  ok (qcow2_pwrite (view, "x", 1, 0, false) < 0, "nor later");
+  qcow2_view_close (view);
+  ok (qcow2_close (image) < 0, "closing tells of it");
+  status = qemu_check ("disk.qcow2");
+  ok (status == 0 || status == 3, "there are but leaks");
+}
+
 /* Refcount block 1, of host offsets from 32 KiB on, is gone. */
 static void
 lose_block (void)
@@ -236,6 +268,7 @@ main (void)
 {
   scratch_dir_enter ();
   test_area ();
+  test_switch ();
   test_entries ();
   test_entries_at_rest ();
   test_entries_of_two_sectors ();
