@@ -4,9 +4,9 @@
  *
  * BUSY says that somebody makes long writes:
  *
- *   idle --- a request writes ---> busy --- nobody waits ----------> idle
- *                                  busy --- some wait: hand over --> handed over
- *   handed over --- the thread has written all that wait ----------> idle
+ *   idle -- a request writes --> busy -- nobody waits ----------> idle
+ *                                busy -- some wait: hand over --> handed over
+ *   handed over -- the thread has written all that wait --------> idle
  *
  * A request makes its own write and no other, so that none is kept from its
  * answer by those that come after it.  The thread writes as long as there is

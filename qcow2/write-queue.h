@@ -3,7 +3,7 @@
 /* Long writes to one file come one after the other.
  *
  * Many filesystems let one thread at a time write to a file through the page
- * cache.  The others do not sleep meanwhile, they spin, so that with a few dozen
+ * cache.  The others do not sleep meanwhile, they spin: with a few dozen
  * threads half of all CPU time may go into waiting.  Here they sleep: who finds
  * a long write in progress leaves its own to a thread that does nothing but
  * write.  Where nobody else writes, and where a write takes less time than two

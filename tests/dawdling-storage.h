@@ -21,7 +21,7 @@ struct dawdling {
   unsigned max_usec;            /* for how long at most; a few for a
                                    hundred times as long */
   bool fixed_size;              /* the image is on a device: it can't grow */
-  bool queued;                  /* long writes come one at a time, by a thread */
+  bool queued;                  /* long writes go through a write queue */
 };
 
 /* Set wrap and opaque of OPTIONS.  D lives longer than the image. */

@@ -60,6 +60,21 @@ run_fake (struct write_job *job)
   return w->answer;
 }
 
+/* Run FN in THREADS threads, each with its element of ARGS. */
+static void
+run_crowd (void *(*fn) (void *), void *args, size_t arg_bytes)
+{
+  pthread_t threads[THREADS];
+  int i;
+
+  for (i = 0; i < THREADS; ++i)
+    must (pthread_create (&threads[i], NULL, fn,
+                          (char *) args + i * arg_bytes) == 0,
+          "pthread_create");
+  for (i = 0; i < THREADS; ++i)
+    pthread_join (threads[i], NULL);
+}
+
 /*----- Many requests at once -----*/
 
 struct requests {
@@ -67,7 +82,7 @@ struct requests {
   size_t bytes;
   long ns;
   int nr;                       /* of the thread */
-  unsigned wrong;               /* answers of others, runs more or less than 1 */
+  unsigned wrong;               /* answers of others, or not one run */
   unsigned elsewhere;           /* runs in another thread */
 };
 
@@ -96,18 +111,14 @@ static struct outcome
 many_requests (struct write_queue *q, size_t bytes, long ns)
 {
   struct requests requests[THREADS];
-  pthread_t threads[THREADS];
   struct outcome outcome = { 0, 0, 0 };
   int i;
 
   atomic_store (&most_running, 0);
-  for (i = 0; i < THREADS; ++i) {
+  for (i = 0; i < THREADS; ++i)
     requests[i] = (struct requests) { q, bytes, ns, i, 0, 0 };
-    must (pthread_create (&threads[i], NULL, make_requests,
-                          &requests[i]) == 0, "pthread_create");
-  }
+  run_crowd (make_requests, requests, sizeof requests[0]);
   for (i = 0; i < THREADS; ++i) {
-    pthread_join (threads[i], NULL);
     outcome.wrong += requests[i].wrong;
     outcome.elsewhere += requests[i].elsewhere;
   }
@@ -153,33 +164,35 @@ short_writes (void)
   write_queue_destroy (&q);
 }
 
-/* The write that takes NS, by one thread. */
+/* NR writes that take NS each, by one thread. */
 static void
-one_write (struct write_queue *q, long ns)
+one_by_one (struct write_queue *q, int nr, long ns)
 {
-  struct fake_write w = { .job = { .run = run_fake, .bytes = 4096 },
-                          .ns = ns };
+  int i;
 
-  write_queue_run (q, &w.job);
+  for (i = 0; i < nr; ++i) {
+    struct fake_write w = { .job = { .run = run_fake, .bytes = 4096 },
+                            .ns = ns };
+
+    write_queue_run (q, &w.job);
+  }
 }
 
+/* Of eight short writes one is timed. */
 static void
 interrupted_write (void)
 {
   struct write_queue q;
-  int i;
 
   write_queue_init (&q);
   write_queue_switch (&q, true);
-  for (i = 0; i < 100; ++i)      /* the 48th is timed */
-    one_write (&q, i == 47 ? 20000000 : 0);
-  ok (q.cost_ns[1] < 16000, "one of a hundred writes that took 20 ms is not the rule (%u ns)",
+  one_by_one (&q, 8, 20000000);
+  ok (q.cost_ns[1] > 0 && q.cost_ns[1] < 16000,
+      "one write that took 20 ms is not the rule (%u ns)", q.cost_ns[1]);
+  one_by_one (&q, 500, 50000);
+  ok (q.cost_ns[1] >= 16000, "... some more that take 50 us are (%u ns)",
       q.cost_ns[1]);
-  for (i = 0; i < 500; ++i)
-    one_write (&q, 50000);
-  ok (q.cost_ns[1] >= 16000, "... five hundred of 50 us are (%u ns)", q.cost_ns[1]);
-  for (i = 0; i < 400; ++i)
-    one_write (&q, 0);
+  one_by_one (&q, 400, 0);
   ok (q.cost_ns[1] < 16000, "... until they are short again (%u ns)",
       q.cost_ns[1]);
   write_queue_destroy (&q);
@@ -326,28 +339,30 @@ wrong_pieces (struct qcow2_storage *s)
   return wrong;
 }
 
-static void
-write_by_many (struct qcow2_storage *s, const char *what)
+/* Returns how many went wrong. */
+static unsigned
+write_in_crowd (struct qcow2_storage *s, void *(*fn) (void *))
 {
   struct pieces pieces[THREADS];
-  pthread_t threads[THREADS];
   unsigned wrong = 0;
   int i;
 
   no_faults ();
   fault.delay_us = 50;
-  qcow2_storage_threads (s, true);
-  for (i = 0; i < THREADS; ++i) {
+  for (i = 0; i < THREADS; ++i)
     pieces[i] = (struct pieces) { s, i, 0 };
-    must (pthread_create (&threads[i], NULL, write_pieces, &pieces[i]) == 0,
-          "pthread_create");
-  }
-  for (i = 0; i < THREADS; ++i) {
-    pthread_join (threads[i], NULL);
+  run_crowd (fn, pieces, sizeof pieces[0]);
+  for (i = 0; i < THREADS; ++i)
     wrong += pieces[i].wrong;
-  }
-  is_int (wrong, 0, "%s: %s: each of many has the answer to its write", where,
-          what);
+  return wrong;
+}
+
+static void
+write_by_many (struct qcow2_storage *s, const char *what)
+{
+  qcow2_storage_threads (s, true);
+  is_int (write_in_crowd (s, write_pieces), 0,
+          "%s: %s: each of many has the answer to its write", where, what);
   is_int (wrong_pieces (s), 0, "... and the bytes are there");
 }
 
@@ -369,21 +384,7 @@ write_over (void *opaque)
 static unsigned
 most_at_once (struct qcow2_storage *s)
 {
-  struct pieces pieces[THREADS];
-  pthread_t threads[THREADS];
-  int i;
-
-  no_faults ();
-  fault.delay_us = 50;
-  for (i = 0; i < THREADS; ++i) {
-    pieces[i] = (struct pieces) { s, i, 0 };
-    must (pthread_create (&threads[i], NULL, write_over, &pieces[i]) == 0,
-          "pthread_create");
-  }
-  for (i = 0; i < THREADS; ++i) {
-    pthread_join (threads[i], NULL);
-    must (pieces[i].wrong == 0, "write");
-  }
+  must (write_in_crowd (s, write_over) == 0, "write");
   return calls.most_at_once;
 }
 
