@@ -31,29 +31,45 @@ layer_end (const struct layer *l)
   return tail > 0 ? l->size_bytes - tail + SECTOR_BYTES : l->size_bytes;
 }
 
+/* May the clusters of RUN have places that map_lookup does not tell? */
+static bool
+has_untold_places (const struct layer *l, const struct run *run)
+{
+  bool extended = l->unit_bits < l->header.cluster_bits;
+
+  return run->host_offset != UINT64_MAX && /* there is an L2 table */
+    (run->kind == RUN_ZERO || (run->kind == RUN_UNALLOCATED && extended));
+}
+
 /* What layer L says.  Clusters that read as zeros, or hold unallocated
  * subclusters, may have a place in the file: they are looked up one by one,
- * since map_lookup tells the place of a run's first cluster alone.
+ * since map_lookup tells the place of a run's first cluster alone.  So it is
+ * asked for one cluster first, lest it walks over all that follow each time.
  */
 static int
 lookup (struct layer *l, const struct l1_table *l1, uint64_t offset,
         uint64_t max_bytes, struct run *run, bool *has_host)
 {
-  uint64_t cluster_bytes = layer_cluster_bytes (l), rest_bytes;
-  bool extended = l->unit_bits < l->header.cluster_bits;
+  uint64_t cluster_bytes = layer_cluster_bytes (l);
+  uint64_t rest_bytes = cluster_bytes - (offset & (cluster_bytes - 1));
   int r;
 
+  if (rest_bytes > max_bytes)
+    rest_bytes = max_bytes;
   run->host_offset = UINT64_MAX;
-  r = map_lookup (l, l1, offset, max_bytes, run);
+  r = map_lookup (l, l1, offset, rest_bytes, run);
+  if (r == 0 && !has_untold_places (l, run) &&
+      run->length_bytes >= rest_bytes) {
+    run->host_offset = UINT64_MAX;
+    r = map_lookup (l, l1, offset, max_bytes, run);
+  }
   if (r < 0)
     return r;
   *has_host = run->kind == RUN_DATA;
-  if (run->host_offset == UINT64_MAX || /* there is no L2 table */
-      !(run->kind == RUN_ZERO || (run->kind == RUN_UNALLOCATED && extended)))
+  if (!has_untold_places (l, run))
     return 0;
 
   *has_host = (run->host_offset & ~(cluster_bytes - 1)) != 0;
-  rest_bytes = cluster_bytes - (offset & (cluster_bytes - 1));
   if (run->length_bytes > rest_bytes)
     run->length_bytes = rest_bytes;
   return 0;

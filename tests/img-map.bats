@@ -161,7 +161,7 @@ END
     for options in '' -oextended_l2=on; do
         # shellcheck disable=SC2086
         qemu-img create -q -f qcow2 $options disk.qcow2 1T
-        qemu-io -f qcow2 -c 'write -q 512G 64k' -c 'write -q -z 100G 1G' \
+        qemu-io -f qcow2 -c 'write -q 512G 64k' -c 'write -q -z -n 100G 16G' \
             disk.qcow2
         timeout 20 "$img" map --output=json disk.qcow2 > out
         qemu-img map --output=json disk.qcow2 | cmp - out
