@@ -207,13 +207,15 @@ bench: deps
 # TESTS="install test-codec" runs just these, SHORT=1 a part for CI.
 TESTS =
 SHORT =
-SANITIZE_SHORT := test-backing-name test-bad-entry test-bad-header test-chain \
-	test-cluster-cache test-codec test-fuzz test-fuzz-write test-open-faults \
-	test-read-threads test-slice-cache test-snapshot test-snapshot-race \
-	test-write-threads test-write-queue extents plugin img-compare img-map
-VALGRIND_SHORT := test-backing-name test-bad-header test-chain test-codec \
-	test-cluster-cache test-open-faults test-read-threads \
-	test-slice-cache big-offsets
+# Those that take longest come first, lest others wait for them at the end.
+SANITIZE_SHORT := extents img-compare plugin test-write-threads img-map \
+	test-cluster-cache test-slice-cache test-fuzz-write test-fuzz \
+	test-backing-name test-bad-entry test-bad-header test-chain test-codec \
+	test-open-faults test-read-threads test-snapshot test-snapshot-race \
+	test-write-queue
+VALGRIND_SHORT := big-offsets test-cluster-cache test-read-threads test-chain \
+	test-codec test-backing-name test-bad-header test-open-faults \
+	test-slice-cache
 
 # What a sanitizer can see: the engine's test programs, and the tests that
 # start a server with tests/lib.bash, or run qcow2-img.
