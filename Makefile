@@ -27,7 +27,7 @@ IMG     := $(if $(filter-out build,$(BUILD)),$(BUILD)/)qcow2-img
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SUFFIXES:
-.PHONY: FORCE help all plugin tool test-programs bench-programs \
+.PHONY: FORCE help all plugin tool test-programs preloads bench-programs \
 	install uninstall clean deps demo serve bench check run-tests \
 	check-sanitize check-thread check-valgrind fuzz soak
 
@@ -81,8 +81,8 @@ HELP_SRC    := $(filter-out $(TEST_SRC) $(PRELOAD_SRC),$(wildcard tests/*.c))
 objects = $(patsubst %.c,$(BUILD)/%.o,$(1))
 OBJECTS := $(call objects,$(LIB_SRC) $(PLUGIN_SRC) $(IMG_SRC) $(TEST_SRC) \
 	   $(HELP_SRC) $(BENCH_SRC))
-TESTS_BUILT := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC)) \
-	       $(patsubst %.c,$(BUILD)/%.so,$(PRELOAD_SRC))
+TESTS_BUILT := $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
+PRELOADS_BUILT := $(patsubst %.c,$(BUILD)/%.so,$(PRELOAD_SRC))
 BENCHES_BUILT := $(patsubst %.c,$(BUILD)/%,$(BENCH_SRC))
 MANUALS := $(patsubst %.pod,$(BUILD)/%.1,$(wildcard *.pod))
 
@@ -90,9 +90,10 @@ all: plugin tool $(MANUALS)
 
 plugin: $(PLUGIN)
 tool: $(IMG)
-test-programs: $(TESTS_BUILT)
+test-programs: $(TESTS_BUILT) preloads
+preloads: $(PRELOADS_BUILT)
 bench-programs: $(BENCHES_BUILT)
-plugin tool test-programs bench-programs: ; @:
+plugin tool test-programs preloads bench-programs: ; @:
 
 $(PLUGIN): $(call objects,$(PLUGIN_SRC)) $(BUILD)/libqcow2.a
 	@echo "  LINK  $@"
@@ -232,6 +233,11 @@ sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS) \
 valgrind_tests  = $(call chosen,$(VALGRIND_SHORT),$(C_TESTS) \
 	$(VALGRIND_SERVER_TEST))
 
+# What the tests $(2) need built below $(1).
+programs = preloads $(patsubst %.c,$(1)/%,$(filter $(TEST_SRC), \
+	$(foreach name,$(patsubst tests/%,%,$(basename $(2))), \
+	    tests/$(name).c tests/test-$(name).c)))
+
 check: deps
 	@$(SUBMAKE) all test-programs
 	@$(MAKE) --no-print-directory run-tests
@@ -240,15 +246,17 @@ run-tests:
 	@BUILD_DIR='$(BUILD)' QCOW2_PLUGIN='$(PLUGIN)' tests/run $(strip $(TESTS))
 
 check-sanitize: deps
-	@$(SUBMAKE) VARIANT=asan plugin tool test-programs
+	@$(SUBMAKE) VARIANT=asan plugin tool \
+	    $(call programs,build/asan,$(sanitized_tests))
 	@BUILD_DIR=build/asan tests/run --asan $(sanitized_tests)
 
 check-thread: deps
-	@$(SUBMAKE) VARIANT=tsan plugin tool test-programs
+	@$(SUBMAKE) VARIANT=tsan plugin tool \
+	    $(call programs,build/tsan,$(sanitized_tests))
 	@BUILD_DIR=build/tsan tests/run --tsan $(sanitized_tests)
 
 check-valgrind: deps
-	@$(SUBMAKE) plugin test-programs
+	@$(SUBMAKE) plugin $(call programs,build,$(valgrind_tests))
 	@BUILD_DIR=build tests/run --valgrind $(valgrind_tests)
 
 # Mutated images for some minutes; each seed is one that can be run again.
