@@ -22,6 +22,7 @@
 
 #include "crash-state.h"
 #include "qemu-image.h"
+#include "scratch-dir.h"
 
 #define SECTOR 512
 #define GARBAGE 0xdb            /* what discarded bytes read as */
@@ -407,6 +408,6 @@ crash_free (struct crash *c)
     free (c->events[i].in_base);
   free (c->events);
   free (c->balance);
-  run_command ("rm -rf %s", c->dir);
+  remove_tree (c->dir);
   free (c);
 }

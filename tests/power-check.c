@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -184,6 +185,21 @@ judge (struct checking *c, uint64_t time, enum crash_mode mode,
     atomic_store (c->stop, true);
 }
 
+/* A backing file does not change. */
+static void
+make_place_for_copy (const struct checking *c)
+{
+  char base[100], copy_base[100];
+
+  snprintf (base, sizeof base, "%s/base.qcow2", c->dir);
+  snprintf (copy_base, sizeof copy_base, "%s/base.qcow2", c->copy);
+  if (symlink ("../base.qcow2", base) == -1 || mkdir (c->copy, 0777) == -1 ||
+      symlink ("../../base.qcow2", copy_base) == -1) {
+    printf ("Bail out! %s: %s\n", c->dir, strerror (errno));
+    exit (1);
+  }
+}
+
 static void *
 checker (void *opaque)
 {
@@ -193,9 +209,7 @@ checker (void *opaque)
   uint64_t state = c->seed + c->nr + 1;
   unsigned i, j;
 
-  /* A backing file does not change. */
-  run_command ("ln -s ../base.qcow2 %s", c->dir);
-  run_command ("mkdir %s && ln -s ../../base.qcow2 %s", c->copy, c->copy);
+  make_place_for_copy (c);
   for (i = c->nr; i < c->nr_moments; i += NR_CHECKERS) {
     crash_go (crash, c->moments[i]);
     for (j = 0; j < MODES_PER_MOMENT && !atomic_load (c->stop); ++j) {

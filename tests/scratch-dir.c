@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-/* Making and removing a test program's directory. */
+/* Making and removing a test program's directories. */
 
 #include <errno.h>
 #include <ftw.h>
@@ -22,13 +22,19 @@ remove_one (const char *name, const struct stat *st, int type,
   return remove (name);
 }
 
+void
+remove_tree (const char *dir)
+{
+  nftw (dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 static void
 leave (void)
 {
   if (getpid () != owner)
     return;
   if (chdir ("/") == 0)
-    nftw (path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    remove_tree (path);
 }
 
 const char *

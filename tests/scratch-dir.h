@@ -10,4 +10,7 @@
  */
 extern const char *scratch_dir_enter (void);
 
+/* Remove DIR with all that is in it. */
+extern void remove_tree (const char *dir);
+
 #endif /* SCRATCH_DIR_H */
