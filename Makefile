@@ -214,7 +214,10 @@ SANITIZE_SHORT := extents img-compare plugin test-write-threads img-map \
 	test-backing-name test-bad-entry test-bad-header test-chain test-codec \
 	test-open-faults test-read-threads test-snapshot test-snapshot-race \
 	test-write-queue
-VALGRIND_SHORT := big-offsets test-cluster-cache test-read-threads test-chain \
+# Of these, what has threads.
+THREAD_SHORT := $(filter-out img-map test-fuzz test-backing-name \
+	test-bad-entry test-bad-header test-codec test-open-faults,$(SANITIZE_SHORT))
+VALGRIND_SHORT := big-offsets test-cluster-cache test-chain \
 	test-codec test-backing-name test-bad-header test-open-faults \
 	test-slice-cache
 
@@ -228,8 +231,7 @@ TOOL_TESTS   := $(notdir $(basename $(wildcard tests/img*.bats)))
 VALGRIND_SERVER_TEST := extents
 
 chosen = $(strip $(or $(TESTS),$(if $(SHORT),$(1)),$(2)))
-sanitized_tests = $(call chosen,$(SANITIZE_SHORT),$(C_TESTS) $(SERVER_TESTS) \
-	$(TOOL_TESTS))
+sanitized_tests = $(call chosen,$(1),$(C_TESTS) $(SERVER_TESTS) $(TOOL_TESTS))
 valgrind_tests  = $(call chosen,$(VALGRIND_SHORT),$(C_TESTS) \
 	$(VALGRIND_SERVER_TEST))
 
@@ -247,13 +249,15 @@ run-tests:
 
 check-sanitize: deps
 	@$(SUBMAKE) VARIANT=asan plugin tool \
-	    $(call programs,build/asan,$(sanitized_tests))
-	@BUILD_DIR=build/asan tests/run --asan $(sanitized_tests)
+	    $(call programs,build/asan,$(call sanitized_tests,$(SANITIZE_SHORT)))
+	@BUILD_DIR=build/asan tests/run --asan \
+	    $(call sanitized_tests,$(SANITIZE_SHORT))
 
 check-thread: deps
 	@$(SUBMAKE) VARIANT=tsan plugin tool \
-	    $(call programs,build/tsan,$(sanitized_tests))
-	@BUILD_DIR=build/tsan tests/run --tsan $(sanitized_tests)
+	    $(call programs,build/tsan,$(call sanitized_tests,$(THREAD_SHORT)))
+	@BUILD_DIR=build/tsan tests/run --tsan \
+	    $(call sanitized_tests,$(THREAD_SHORT))
 
 check-valgrind: deps
 	@$(SUBMAKE) plugin $(call programs,build,$(valgrind_tests))

@@ -188,7 +188,7 @@ kept ()
     local pattern
     for pattern in 0xfc 0xc1 0x8f; do
         rm -f disk.qcow2
-        qemu-img create -q -f qcow2 disk.qcow2 2G
+        qemu-img create -q -f qcow2 disk.qcow2 600M
         qemu-io -f qcow2 -c "write -q -P $pattern 0 64k" disk.qcow2
         qemu-img snapshot -c one disk.qcow2
         qemu-img convert -f qcow2 -l one -O raw disk.qcow2 before.raw
