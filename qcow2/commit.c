@@ -359,6 +359,20 @@ committer_flush (struct committer *c, struct qcow2_storage *s)
   return r < 0 ? r : committer_state (c);
 }
 
+/* A durable write that failed may have taken with it what others wrote
+ * before and count on the next flush for; not for lack of room (storage.h).
+ */
+int
+committer_write (struct committer *c, struct qcow2_storage *s,
+                 const struct iovec *iov, int iovcnt, uint64_t offset)
+{
+  int r = qcow2_storage_writev (s, iov, iovcnt, offset, true);
+
+  if (r < 0 && r != -ENOSPC)
+    committer_fail (c, r);
+  return r < 0 ? r : committer_state (c);
+}
+
 int
 committer_state (struct committer *c)
 {

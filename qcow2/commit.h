@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "epoch.h"
 #include "l1-write.h"
@@ -75,6 +76,13 @@ extern void committer_fail (struct committer *c, int err);
  * one has failed meanwhile.
  */
 extern int committer_flush (struct committer *c, struct qcow2_storage *s);
+
+/* Write durably to a file of the image.  Fails for the same reasons, and for
+ * lack of room, which does not end writing.
+ */
+extern int committer_write (struct committer *c, struct qcow2_storage *s,
+                            const struct iovec *iov, int iovcnt,
+                            uint64_t offset);
 
 /* Is all metadata on disk, with no commit running, and has no flush or
  * durable write failed?  What was looked up before this call is then durable,

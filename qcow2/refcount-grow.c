@@ -11,13 +11,13 @@
  * All clusters of the area have their refcounts within the area itself,
  * so nothing else has to be durable for it.  The order is
  *
- *     write the area -> flush -> switch
+ *     write the area, durably -> switch
  *
  * where to switch is to write the table's entries, or the header if the
- * table moves.  Table entries need no flush of their own: the first one
- * of any commit that relies on them comes later.  It is done ahead of
- * need and for several blocks at once, so that commits seldom pay for
- * the flush here.
+ * table moves.  Not by a flush: gigabytes may have been written that nobody
+ * wants to be durable yet, and who needs a cluster waits here.  Table entries
+ * need none either: the first flush of any commit that relies on them comes
+ * later.  It is done ahead of need and for several blocks at once.
  *
  * Where many clusters in a row are needed (for a table), the area has
  * blocks for all of them, and they follow it.  Blocks whose entries are
@@ -340,21 +340,33 @@ switch_table (const struct growth *g)
   return 0;
 }
 
+/* An error of the first write is about that alone, and growing can be tried
+ * again; one of a durable write is not (commit.h).
+ */
+static int
+write_area (const struct growth *g, struct iovec *iov, uint64_t offset)
+{
+  const struct allocator *a = g->a;
+  int r = qcow2_storage_writev (a->layer->file, iov, 1, offset, false);
+
+  if (r < 0)
+    return r;
+  return committer_write (a->committer, a->layer->file, iov, 1, offset);
+}
+
 static int
 write_growth (const struct growth *g, uint64_t offset)
 {
   const struct allocator *a = g->a;
   uint64_t bytes = (g->nr_blocks + g->table_clusters) * cluster_bytes (a);
-  uint64_t *area = calloc (1, bytes);
+  struct iovec iov = { .iov_base = calloc (1, bytes), .iov_len = bytes };
   int r;
 
-  if (!area)
+  if (!iov.iov_base)
     return -ENOMEM;
-  fill_area (g, area);
-  r = qcow2_storage_write (a->layer->file, area, bytes, offset, false);
-  free (area);
-  if (r == 0)
-    r = committer_flush (a->committer, a->layer->file);
+  fill_area (g, iov.iov_base);
+  r = write_area (g, &iov, offset);
+  free (iov.iov_base);
   if (r < 0)
     return r;
 

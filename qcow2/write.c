@@ -385,19 +385,6 @@ write_piece (struct writer *w, struct epoch_ticket ticket, const void *buf,
   return r;
 }
 
-/* A durable write that failed may have taken with it what others wrote
- * before and count on the next flush for; not for lack of room (storage.h).
- */
-static int
-write_durably (struct writer *w, const struct iovec *iov, uint64_t host)
-{
-  int r = qcow2_storage_writev (w->top->data, iov, 1, host, true);
-
-  if (r < 0 && r != -ENOSPC)
-    committer_fail (&w->committer, r);
-  return r;
-}
-
 /* As much from OFFSET on as may be written in place, by one write. */
 static inline int
 look_up_in_place (const struct writer *w, uint64_t count, uint64_t offset,
@@ -461,7 +448,8 @@ write_in_place (struct writer *w, struct epoch_ticket ticket,
   }
   iov.iov_base = (void *) buf;
   iov.iov_len = run.length_bytes;
-  r = durable ? write_durably (w, &iov, run.host_offset) :
+  r = durable ?
+    committer_write (&w->committer, w->top->data, &iov, 1, run.host_offset) :
     qcow2_storage_writev (w->top->data, &iov, 1, run.host_offset, false);
   epoch_note_write (ticket);
   if (r == 0 && atomic_load_explicit (&w->kept_places, memory_order_relaxed))

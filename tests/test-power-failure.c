@@ -222,8 +222,6 @@ static const struct {
 } mutants[] = {
   { MUTANT_NO_FIRST, "64K clusters" },
   { MUTANT_NO_SECOND, "64K clusters" },
-  { MUTANT_NO_GROWTH, "growing refcounts" },
-  { MUTANT_NO_GROWTH, "growing refcount table" },
   { MUTANT_NO_L1, "growing disk" },
   { MUTANT_NO_DATA_FILE, "data file" },
   { MUTANT_LATE_REFCOUNTS, "one-bit refcounts" },
@@ -233,6 +231,7 @@ static const struct {
   { MUTANT_LATE_DATA, "overlay" },
   { MUTANT_LATE_TABLE, "snapshots in version 2" },
   { MUTANT_LATE_AREA, "growing refcounts" },
+  { MUTANT_LATE_AREA, "growing refcount table" },
   { MUTANT_LATE_L1, "growing disk" },
   { MUTANT_LATE_L1_REFCOUNTS, "growing disk" },
   { MUTANT_EARLY_FREE, "full device" },

@@ -271,6 +271,16 @@ test_commit_other_was_told (void)
   is_int (close_image (), -EIO, "the image is not closed properly");
 }
 
+static int
+other_was_told_meanwhile (bool durable)
+{
+  if (durable) {
+    before_write = NULL;
+    other_was_told ();
+  }
+  return 0;
+}
+
 static unsigned
 count_refcount_blocks (void)
 {
@@ -293,10 +303,10 @@ test_growth_other_was_told (void)
   make_image ("-o cluster_size=512,refcount_bits=64");
   worker_stop (image->writer);
   nr = count_refcount_blocks ();
-  before_flush = other_was_told;
-  for (offset = 0; r == 0 && before_flush; offset += 4 * KiB)
+  before_write = other_was_told_meanwhile;
+  for (offset = 0; r == 0 && before_write; offset += 4 * KiB)
     r = write_bytes ('B', 4 * KiB, CLUSTER_BYTES + offset, false);
-  is_int (r, -EIO, "so with the flush of new refcount blocks");
+  is_int (r, -EIO, "so with the durable write of new refcount blocks");
   is_int (count_refcount_blocks (), nr, "which no table names");
   is_int (close_image (), -EIO, "the image is not closed properly");
 }
@@ -383,16 +393,52 @@ test_room_within_the_file (void)
   run_command ("qemu-img check -q disk.qcow2");
 }
 
-static atomic_uint nr_flushes;
+static atomic_uint nr_durable_writes, nr_flushes;
+
+static int
+fail_and_count_durable (bool durable)
+{
+  nr_durable_writes += durable;
+  return fail_durable (durable);
+}
 
 static int
 fail_flush (void)
 {
-  nr_flushes++;
   return -EIO;
 }
 
-/* The flush that goes with a new refcount block fails. */
+static int
+count_flush (void)
+{
+  nr_flushes++;
+  return 0;
+}
+
+/* New refcount blocks are written durably, and nothing else is flushed for
+ * them.
+ */
+static void
+test_growth_without_flush (void)
+{
+  unsigned nr, nr_failed = 0;
+  uint64_t offset;
+
+  make_image ("-o cluster_size=512,refcount_bits=64");
+  worker_stop (image->writer);
+  nr = count_refcount_blocks ();
+  before_flush = count_flush;
+  for (offset = 0; offset < 4096 * KiB; offset += 4 * KiB)
+    nr_failed += write_bytes ('B', 4 * KiB, offset, false) < 0;
+  before_flush = NULL;
+  ok (nr_failed == 0 && count_refcount_blocks () >= nr + 128,
+      "4 MiB are written, with 128 new refcount blocks");
+  is_int (nr_flushes, 0, "without a flush");
+  is_int (close_image (), 0, "closed");
+  run_command ("qemu-img check -q disk.qcow2");
+}
+
+/* The durable write of a new refcount block fails. */
 static void
 test_failed_growth (void)
 {
@@ -400,12 +446,12 @@ test_failed_growth (void)
   int r = 0;
 
   make_image ("-o cluster_size=512");
-  before_flush = fail_flush;
+  before_write = fail_and_count_durable;
   for (offset = 0; r == 0 && offset < 8192 * KiB; offset += CLUSTER_BYTES)
     r = write_bytes ('B', CLUSTER_BYTES, offset, false);
-  before_flush = NULL;
+  before_write = NULL;
   is_int (r, -EIO, "growing the refcount structures fails");
-  is_int (nr_flushes, 1, "after one flush");
+  is_int (nr_durable_writes, 1, "after one durable write");
   is_int (qcow2_flush (view), -EIO, "flushes fail from then on");
   is_int (close_image (), -EIO, "and closing");
 }
@@ -500,6 +546,7 @@ main (void)
   test_fua_beside_failed_flush ();
   test_commit_other_was_told ();
   test_growth_other_was_told ();
+  test_growth_without_flush ();
   test_commit_before_unlink ();
   test_failed_durable_write ();
   test_no_room_for_durable_write ();

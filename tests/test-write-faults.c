@@ -319,19 +319,25 @@ test_subject (const struct write_subject *s)
   free (ss.buf);
 }
 
-/*----- A flush that waits for its turn while another one fails -----*/
+/*----- A flush that waits for its turn while a durable write fails -----*/
 
 struct meeting {
   atomic_bool armed;
-  atomic_bool failing;          /* the failing flush has begun */
+  atomic_bool failing;          /* the failing write has begun */
 };
+
+static bool
+is_durable_write (const struct log_event *event)
+{
+  return event->kind == LOG_WRITE && event->durable;
+}
 
 static int
 fail_slowly (void *opaque, const struct log_event *event)
 {
   struct meeting *m = opaque;
 
-  if (event->kind != LOG_FLUSH || !atomic_exchange (&m->armed, false))
+  if (!is_durable_write (event) || !atomic_exchange (&m->armed, false))
     return 0;
   atomic_store (&m->failing, true);
   usleep (200000);
@@ -355,7 +361,7 @@ flush_meanwhile (void *opaque)
   return NULL;
 }
 
-/* Metadata that was written after a failed flush. */
+/* Metadata that was written after a failed durable write. */
 static unsigned
 count_links_after_failure (const struct power_run *run)
 {
@@ -366,7 +372,7 @@ count_links_after_failure (const struct power_run *run)
   for (i = 0; i < run->log.nr; ++i) {
     const struct log_event *e = run->log.events[i];
 
-    if (e->kind == LOG_FLUSH && e->failed && failed == UINT64_MAX)
+    if (is_durable_write (e) && e->failed && failed == UINT64_MAX)
       failed = e->end;
     if (e->kind == LOG_WRITE && e->begin > failed)
       nr++;
@@ -374,8 +380,8 @@ count_links_after_failure (const struct power_run *run)
   return nr;
 }
 
-/* The refcount structures grow, and the flush for that fails.  It may have
- * lost what was to be flushed by the one that waits.
+/* The refcount structures grow, and the durable write for that fails.  What was
+ * to be flushed by the one that waits may be lost with it.
  */
 static void
 test_waiting_flush (void)
@@ -416,7 +422,7 @@ test_waiting_flush (void)
   atomic_store (&meeting.armed, true);
   r = qcow2_pwrite (flusher.view, buf, 1 << 20, 1 << 20, false);
   pthread_join (thread, NULL);
-  is_int (r, -EIO, "growing fails with its flush");
+  is_int (r, -EIO, "growing fails with its durable write");
   ok (flusher.result < 0, "a flush that waited meanwhile fails");
   is_int (count_links_after_failure (&run), 0, "and it has written nothing");
   qcow2_view_close (flusher.view);

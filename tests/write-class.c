@@ -153,8 +153,6 @@ class_of_flush (const struct log_event *e, unsigned seen)
     return CLASS_FLUSH_SECOND;
   if (seen & 1u << CLASS_L1_NEW)
     return CLASS_FLUSH_L1;
-  if (seen & 1u << CLASS_REFCOUNT_AREA)
-    return CLASS_FLUSH_GROWTH;
   return CLASS_FLUSH_FIRST;
 }
 
@@ -220,8 +218,7 @@ write_class_name (enum write_class class)
   static const char *const names[NR_WRITE_CLASSES] = {
     "data", "discard", "truncate", "header", "L1", "L2", "new L2", "new L1",
     "refcount table", "refcounts", "refcount area", "data file",
-    "first flush", "second flush", "growth flush", "L1 flush",
-    "data file flush",
+    "first flush", "second flush", "L1 flush", "data file flush",
   };
 
   return names[class];
@@ -234,8 +231,7 @@ write_mutant_name (enum write_mutant mutant)
 {
   static const char *const names[NR_WRITE_MUTANTS] = {
     "none", "no first flush of a commit", "no second flush of a commit",
-    "no flush of new refcount structures", "no flush of a new L1 table",
-    "no flush of the data file",
+    "no flush of a new L1 table", "no flush of the data file",
     "refcounts after L2 entries", "data after L2 entries",
     "new L2 tables after L1 entries",
     "refcount blocks after their table entries",
@@ -278,7 +274,6 @@ mutant_covers (const struct write_classes *classes, enum write_mutant mutant,
   switch (mutant) {
   case MUTANT_NO_FIRST: return flush != CLASS_FLUSH_FIRST;
   case MUTANT_NO_SECOND: return flush != CLASS_FLUSH_SECOND;
-  case MUTANT_NO_GROWTH: return flush != CLASS_FLUSH_GROWTH;
   case MUTANT_NO_L1: return flush != CLASS_FLUSH_L1;
   case MUTANT_NO_DATA_FILE: return flush != CLASS_FLUSH_DATA_FILE;
   case MUTANT_LATE_REFCOUNTS:
@@ -287,8 +282,6 @@ mutant_covers (const struct write_classes *classes, enum write_mutant mutant,
     return class != CLASS_DATA || !is_first_of_two (classes, f);
   case MUTANT_LATE_TABLE:
     return class != CLASS_L2_NEW || !is_first_of_two (classes, f);
-  case MUTANT_LATE_AREA:
-    return class != CLASS_REFCOUNT_AREA || flush != CLASS_FLUSH_GROWTH;
   case MUTANT_LATE_HEADER: return class != CLASS_HEADER;
   case MUTANT_LATE_L1:
     return class != CLASS_L1_NEW || flush != CLASS_FLUSH_L1;
@@ -296,6 +289,7 @@ mutant_covers (const struct write_classes *classes, enum write_mutant mutant,
     return class != CLASS_REFCOUNTS || flush != CLASS_FLUSH_L1;
   case MUTANT_NONE:
   case MUTANT_EARLY_FREE:
+  case MUTANT_LATE_AREA:
     break;
   }
   return true;
@@ -305,5 +299,8 @@ bool
 mutant_is_durable (const struct write_classes *classes,
                    enum write_mutant mutant, size_t i)
 {
-  return mutant != MUTANT_LATE_HEADER || classes->of[i] != CLASS_HEADER;
+  enum write_class class = classes->of[i];
+
+  return !(mutant == MUTANT_LATE_HEADER && class == CLASS_HEADER) &&
+    !(mutant == MUTANT_LATE_AREA && class == CLASS_REFCOUNT_AREA);
 }

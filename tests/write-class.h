@@ -32,19 +32,17 @@ enum write_class {
 
   CLASS_FLUSH_FIRST,            /* of a commit: data and refcounts */
   CLASS_FLUSH_SECOND,           /* L2 and L1 tables */
-  CLASS_FLUSH_GROWTH,           /* of a refcount area */
   CLASS_FLUSH_L1,               /* of a new L1 table and its refcounts */
   CLASS_FLUSH_DATA_FILE,
 };
 
-#define NR_WRITE_CLASSES 17
+#define NR_WRITE_CLASSES 16
 
 enum write_mutant {
   MUTANT_NONE,
   /* A flush is left out. */
   MUTANT_NO_FIRST,
   MUTANT_NO_SECOND,
-  MUTANT_NO_GROWTH,
   MUTANT_NO_L1,
   MUTANT_NO_DATA_FILE,
   /* The first is written after the second. */
@@ -58,7 +56,7 @@ enum write_mutant {
   MUTANT_LATE_HEADER,           /* the dirty bit, everything else */
 };
 
-#define NR_WRITE_MUTANTS 14
+#define NR_WRITE_MUTANTS 13
 
 struct write_classes {
   const struct write_log *log;
