@@ -53,7 +53,8 @@ struct qcow2_storage_ops {
 
   /* Write all of IOV at OFFSET, growing the storage where it can grow.
    * With DURABLE, the bytes written are on stable storage when this
-   * returns (as after flush).  -ENOSPC means that there is no room for
+   * returns (as after flush), and so is the size: an earlier truncate
+   * does not come to light after them.  -ENOSPC means that there is no room for
    * them, and nothing else; after another error of a durable write what
    * others wrote since the last flush may be lost, too.
    */

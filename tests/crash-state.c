@@ -9,7 +9,8 @@
  * what one of them left, or nothing of both.
  *
  * What is written durably takes along what was written before to the same
- * sectors, as a page cache does.
+ * sectors, as a page cache does, and the size that the file had been given,
+ * which the inode has only one of.
  */
 
 #include <errno.h>
@@ -186,21 +187,47 @@ settle (struct crash *c, size_t i)
   c->events[i].in_base = NULL;
 }
 
+static bool
+is_pending (const struct crash *c, size_t i, unsigned file)
+{
+  const struct log_event *e = c->log->events[i];
+
+  return !c->events[i].gone && e->file == file && e->kind != LOG_FLUSH;
+}
+
+/* Event I with what was made before to its sectors.  A truncation has all
+ * behind the new end.
+ */
+static void
+settle_with_older (struct crash *c, size_t i)
+{
+  const struct log_event *e = c->log->events[i];
+  bool is_truncate = e->kind == LOG_TRUNCATE;
+  uint64_t first = is_truncate ? (e->offset + SECTOR - 1) / SECTOR :
+    first_sector (e);
+  size_t j;
+
+  for (j = 0; j < i; ++j)
+    if (is_pending (c, j, e->file) &&
+        c->log->events[j]->kind != LOG_TRUNCATE)
+      settle_sectors (c, j, first, is_truncate ? UINT64_MAX : end_sector (e));
+  settle (c, i);
+}
+
 static void
 settle_durable_write (struct crash *c, size_t i)
 {
-  const struct log_event *e = c->log->events[i], *older;
+  const struct log_event *e = c->log->events[i];
   size_t j;
 
   for (j = 0; j < i; ++j) {
-    older = c->log->events[j];
-    if (!c->events[j].gone && older->file == e->file &&
-        older->kind != LOG_FLUSH && older->kind != LOG_TRUNCATE)
-      settle_sectors (c, j, first_sector (e) > first_sector (older) ?
-                      first_sector (e) : first_sector (older),
-                      end_sector (e));
+    const struct log_event *older = c->log->events[j];
+
+    if (is_pending (c, j, e->file) && older->kind == LOG_TRUNCATE &&
+        older->end != 0 && older->end < e->begin && !older->failed)
+      settle_with_older (c, j);
   }
-  settle (c, i);
+  settle_with_older (c, i);
 }
 
 static void
