@@ -37,13 +37,13 @@ leave (void)
     remove_tree (path);
 }
 
-const char *
-scratch_dir_enter (void)
+static const char *
+enter_below (const char *standard)
 {
   const char *parent = getenv ("TMPDIR");
 
   snprintf (path, sizeof path, "%s/qcow2.XXXXXX",
-            parent && parent[0] ? parent : "/tmp");
+            parent && parent[0] ? parent : standard);
   if (!mkdtemp (path) || chdir (path) == -1) {
     printf ("Bail out! %s: %s\n", path, strerror (errno));
     exit (1);
@@ -51,4 +51,17 @@ scratch_dir_enter (void)
   owner = getpid ();
   atexit (leave);
   return path;
+}
+
+const char *
+scratch_dir_enter (void)
+{
+  return enter_below ("/tmp");
+}
+
+const char *
+scratch_dir_enter_memory (void)
+{
+  return enter_below (access ("/dev/shm", W_OK | X_OK) == 0 ?
+                      "/dev/shm" : "/tmp");
 }

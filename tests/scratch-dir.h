@@ -10,6 +10,11 @@
  */
 extern const char *scratch_dir_enter (void);
 
+/* The same, in memory if $TMPDIR is not set: for tests that look at what the
+ * engine does, not the kernel, and would wait for a disk most of the time.
+ */
+extern const char *scratch_dir_enter_memory (void);
+
 /* Remove DIR with all that is in it. */
 extern void remove_tree (const char *dir);
 

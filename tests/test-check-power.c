@@ -529,7 +529,7 @@ main (void)
   unsigned version, i, j;
   char name[100];
 
-  scratch_dir_enter ();
+  scratch_dir_enter_memory ();
   for (version = 2; version <= 3; ++version)
     for (i = 0; i < sizeof sizes / sizeof sizes[0]; ++i)
       for (j = 0; j < NR_DAMAGES; ++j) {

@@ -361,7 +361,7 @@ int
 main (void)
 {
   alarm (280);
-  scratch_dir_enter ();
+  scratch_dir_enter_memory ();
   test_standard ();
   test_extended ();
   test_compressed ("zlib");

@@ -278,7 +278,7 @@ main (void)
   };
   unsigned i, j;
 
-  scratch_dir_enter ();
+  scratch_dir_enter_memory ();
   for (i = 0; i < sizeof names / sizeof names[0]; ++i)
     for (j = 0; j < nr_write_subjects; ++j)
       if (strcmp (write_subjects[j].name, names[i]) == 0)

@@ -153,7 +153,7 @@ test_case (const struct resize_case *c)
 int
 main (void)
 {
-  scratch_dir_enter ();
+  scratch_dir_enter_memory ();
   resize_cases_test (test_case);
   return tap_done ();
 }

@@ -203,7 +203,7 @@ test_operation (const struct snapshot_subject *s, enum snapshot_operation op)
 int
 main (void)
 {
-  scratch_dir_enter ();
+  scratch_dir_enter_memory ();
   snapshot_subjects_test (test_operation);
   return tap_done ();
 }

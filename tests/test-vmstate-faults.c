@@ -243,7 +243,7 @@ test_full (void)
 int
 main (void)
 {
-  scratch_dir_enter ();
+  scratch_dir_enter_memory ();
   test_faults ("cluster_size=512");
   test_faults ("cluster_size=4k,compat=0.10");
   test_faults ("cluster_size=64k,lazy_refcounts=on");

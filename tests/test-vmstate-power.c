@@ -390,7 +390,7 @@ main (void)
 {
   unsigned i;
 
-  scratch_dir_enter ();
+  scratch_dir_enter_memory ();
   for (i = 0; i < sizeof kinds / sizeof kinds[0]; ++i)
     test_kind (&kinds[i]);
   return tap_done ();

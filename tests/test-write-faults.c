@@ -495,7 +495,7 @@ main (void)
   const char *only = getenv ("FAULT_SUBJECT");
   unsigned i, j;
 
-  scratch_dir_enter ();
+  scratch_dir_enter_memory ();
   for (i = 0; i < sizeof names / sizeof names[0]; ++i)
     for (j = 0; j < nr_write_subjects; ++j)
       if (strcmp (write_subjects[j].name, only ? only : names[i]) == 0 &&
