@@ -341,7 +341,10 @@ switch_table (const struct growth *g)
 }
 
 /* An error of the first write is about that alone, and growing can be tried
- * again; one of a durable write is not (commit.h).
+ * again; one of a durable write is not (commit.h), for lack of room neither,
+ * since there was room.  And it is the first that makes the file longer: older
+ * kernels did not make the new length durable with the bytes behind the old one
+ * (ext4, O_DIRECT).
  */
 static int
 write_area (const struct growth *g, struct iovec *iov, uint64_t offset)
@@ -351,7 +354,12 @@ write_area (const struct growth *g, struct iovec *iov, uint64_t offset)
 
   if (r < 0)
     return r;
-  return committer_write (a->committer, a->layer->file, iov, 1, offset);
+  r = committer_write (a->committer, a->layer->file, iov, 1, offset);
+  if (r == -ENOSPC) {
+    r = -EIO;
+    committer_fail (a->committer, r);
+  }
+  return r;
 }
 
 static int
@@ -386,7 +394,9 @@ give_up_area (const struct growth *g, uint64_t offset)
   alloc_note_written (g->a, g->area + g->nr_blocks + g->table_clusters);
 }
 
-/* With the turn. */
+/* With the turn.  If another one has failed to switch tables the header may name
+ * the one in his area: nothing may be laid down there.
+ */
 static int
 grow (struct growth *g, uint64_t cluster)
 {
@@ -394,7 +404,9 @@ grow (struct growth *g, uint64_t cluster)
   uint64_t offset;
   int r;
 
-  r = refcount_settle_entries (g->a);
+  r = committer_state (a->committer);
+  if (r == 0)
+    r = refcount_settle_entries (g->a);
   if (r == 0)
     r = plan (g, cluster);
   if (r == 0) {

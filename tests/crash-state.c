@@ -9,8 +9,8 @@
  * what one of them left, or nothing of both.
  *
  * What is written durably takes along what was written before to the same
- * sectors, as a page cache does, and the size that the file had been given,
- * which the inode has only one of.
+ * sectors, as a page cache does, and a length that ended before it, which the
+ * inode has only one of.
  */
 
 #include <errno.h>
@@ -224,6 +224,7 @@ settle_durable_write (struct crash *c, size_t i)
     const struct log_event *older = c->log->events[j];
 
     if (is_pending (c, j, e->file) && older->kind == LOG_TRUNCATE &&
+        older->offset < e->offset + e->count &&
         older->end != 0 && older->end < e->begin && !older->failed)
       settle_with_older (c, j);
   }

@@ -224,6 +224,32 @@ test_switch (void)
   ok (status == 0 || status == 3, "there are but leaks");
 }
 
+/* Which refcount table the header names is not known then. */
+static void
+test_table_switch (void)
+{
+  struct allocator *a;
+  unsigned bits;
+  int status;
+
+  open_image ();
+  a = &image->writer->alloc;
+  bits = a->rc->block_bits;
+  is_int (write_bytes (), 0, "the first change is over");
+  fail_header = true;
+  ok (refcount_grow (a, UINT64_C (70) << bits) < 0 && header_failed,
+      "growing fails when the header is to name the new refcount table");
+  nr_after = 0;
+  ok (refcount_grow (a, UINT64_C (75) << bits) < 0,
+      "so it does for those who have waited");
+  is_int (nr_after, 0, "who write nothing over that table");
+  fail_header = header_failed = false;
+  qcow2_view_close (view);
+  ok (qcow2_close (image) < 0, "closing tells of it");
+  status = qemu_check ("disk.qcow2");
+  ok (status == 0 || status == 3, "there are but leaks");
+}
+
 /* Refcount block 1, of host offsets from 32 KiB on, is gone. */
 static void
 lose_block (void)
@@ -269,6 +295,7 @@ main (void)
   scratch_dir_enter ();
   test_area ();
   test_switch ();
+  test_table_switch ();
   test_entries ();
   test_entries_at_rest ();
   test_entries_of_two_sectors ();
